@@ -1,0 +1,89 @@
+"""The vocabulary of pruning: what a pruner is given, what it answers, and how its answer becomes kept tokens.
+
+A pruner is a pure function `decide(scores, state, config, key) -> (decision, state)`. It holds nothing: the state is the
+whole memory between the steps of an episode, the key is the only source of randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Bits", "Decision", "DecisionKey", "Observes", "Pruner", "Shape", "Unprojected"]
+
+Bits = npt.NDArray[np.uint8]
+"""Candidate sets as bits per patch: 0 nothing, 1 = {2D}, 2 = {3D}, 3 = {2D, 3D}."""
+
+Observes = Literal["none", "embeddings", "in_network", "forward"]
+Unprojected = Literal["keep", "drop", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionKey:
+    """What random draws are keyed by, and nothing else: configuration seed, episode uid, 1-based control step."""
+
+    seed: int
+    episode_uid: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes a decision is made for: image tokens (256 per view), point tokens (0 without points), views.
+
+    `moving`: one flag per view, True where the camera moves with the arm (row 22 of the method's options).
+    """
+
+    n_2d: int
+    n_3d: int
+    views: int = 1
+    moving: tuple[bool, ...] = (False,)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Masks of one control step, and why.
+
+    `keep_2d`: (N_2D,) bool per image token. Exactly one of `keep_3d_patches` ((N_2D,) bool, Mask_3D per patch: a point
+    token follows its patch in every denoise pass) and `keep_3d_tokens` ((N_3D,) bool by token index) is given; both are
+    None for a policy without points. `unprojected` says what happens to points without a patch.
+    `pruned`: False where the rule says that nothing is pruned at this step (cold start).
+    Why, for patch-wise rules (else None): `s1`, `s2` candidate sets (`Bits`), `cluster` (N_2D,) int8 with 0 background,
+    1 robot, 2 object, `conflict` (N_2D,) bool, and `margins`: name -> (N_2D,) float64 signed distance to each threshold
+    that was tested (NaN where it was not).
+    """
+
+    keep_2d: npt.NDArray[np.bool_]
+    keep_3d_patches: npt.NDArray[np.bool_] | None
+    keep_3d_tokens: npt.NDArray[np.bool_] | None = None
+    unprojected: Unprojected = "keep"
+    pruned: bool = True
+    s1: Bits | None = None
+    s2: Bits | None = None
+    cluster: npt.NDArray[np.int8] | None = None
+    conflict: npt.NDArray[np.bool_] | None = None
+    margins: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruner:
+    """One pruning method: its configuration class, what it needs, and its pure functions.
+
+    `requires(config)`: names of the per-patch scores (fields of `Scores`) or observables it reads. `observes`: which
+    forward pass it must see; only `forward` chooses between `current` and `lagged`. `needs_points` and
+    `needs_pinned_fps` are refused by name where the policy or the configuration cannot give them.
+    `initial_state(config, shape)` starts an episode; `decide(scores, state, config, key, shape)` is pure.
+    """
+
+    kind: str
+    config: type
+    observes: Observes
+    requires: Callable[[Any], frozenset[str]]
+    initial_state: Callable[[Any, Shape], Any]
+    decide: Callable[..., tuple[Decision, Any]]
+    needs_points: bool = False
+    needs_pinned_fps: Callable[[Any], bool] = lambda config: False
