@@ -1,0 +1,173 @@
+"""One configuration = one TOML file = one digest that names its results everywhere.
+
+The file is read into frozen dataclasses; unknown keys are errors that name the nearest known key, and options that
+exclude each other are refused with the reason.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from tracekit._fields import build, nearest, plain
+from tracekit.digest import digest_json
+from tracekit.errors import ConfigError
+from tracekit.pruning import PRUNERS, NoneConfig, Pruner
+
+__all__ = ["Configuration", "ExecutionConfig", "ObserveConfig", "ReuseConfig", "load_config", "preset_names"]
+
+ReuseKind = Literal["none", "encoders", "prefix_kv"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveConfig:
+    """Where a pruner that must see a forward pass gets its observables.
+
+    `current`: denoise pass 0 of the same step runs unpruned and supplies them; passes 1, 2, … are pruned.
+    """
+
+    mode: Literal["current"] = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseConfig:
+    """What is computed once per control step instead of once per denoise pass; the same axis for every pruner.
+
+    `none`: encoders and the whole sequence in every pass (as the release runs). `encoders`: encoders once.
+    `prefix_kv`: keys and values of the prefix once, then only the tail. The last two need `fps = pinned`: every pass
+    sees the point tokens of pass 0. `kv = reprefill`: after an unpruned pass 0 the kept rows are prefilled anew.
+    """
+
+    kind: ReuseKind = "none"
+    fps: Literal["recorded", "pinned"] = "recorded"
+    kv: Literal["reprefill"] = "reprefill"
+
+    def __post_init__(self) -> None:
+        if self.kind != "none" and self.fps != "pinned":
+            raise ConfigError(
+                f'reuse.kind = "{self.kind}" needs reuse.fps = "pinned": with freely drawn FPS starts every denoise '
+                "pass has other point tokens, so nothing computed from them can be reused"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionConfig:
+    """How forward passes are computed. `threads`: intra-operation threads, part of any bitwise claim."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 2
+    mode: Literal["latency"] = "latency"
+    drop: Literal["rows"] = "rows"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= 1024:
+            raise ConfigError(f"execution.threads = {self.threads}: must lie in [1, 1024]")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A resolved configuration. `pruner` is the frozen config dataclass of `PRUNERS[kind]`."""
+
+    name: str = "none"
+    kind: str = "none"
+    pruner: Any = field(default_factory=NoneConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        if self.method.needs_pinned_fps(self.pruner) and self.reuse.fps != "pinned":
+            raise ConfigError(
+                f'pruner {self.kind!r} as configured scores single point tokens and needs reuse.fps = "pinned": '
+                "with freely drawn FPS starts a point token's index means nothing across passes"
+            )
+
+    @property
+    def method(self) -> Pruner:
+        """The pruner's functions and requirements."""
+        return PRUNERS[self.kind]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical resolved form; the name is a label and not part of it."""
+        return digest_json({key: value for key, value in self.to_json().items() if key != "name"})
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved configuration as plain tables, in the TOML's schema."""
+        return {
+            "name": self.name,
+            "pruner": {"kind": self.kind, **plain(self.pruner)},
+            "observe": plain(self.observe),
+            "reuse": plain(self.reuse),
+            "execution": plain(self.execution),
+        }
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], where: str) -> Configuration:
+        """Build from the TOML's tables; `where` names the file in messages. Raises ConfigError."""
+        try:
+            return cls._from_table(table)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    @classmethod
+    def _from_table(cls, table: Mapping[str, Any]) -> Configuration:
+        known = ("name", "pruner", "observe", "reuse", "execution")
+        for key in table:
+            if key not in known:
+                raise ConfigError(f"{key}: unknown key; {nearest(key, known)}")
+        for key in known[1:]:
+            if not isinstance(table.get(key, {}), Mapping):
+                raise ConfigError(f"{key} = {table[key]!r}: must be a table, [{key}]")
+        pruner = dict(table.get("pruner", {}))
+        kind = pruner.pop("kind", None)
+        if kind not in PRUNERS:
+            what = "pruner.kind is missing" if kind is None else f"pruner.kind = {kind!r}: no such pruner"
+            raise ConfigError(f"{what}; {nearest(str(kind), PRUNERS)}")
+        method = PRUNERS[kind]
+        if method.observes != "forward" and "observe" in table:
+            raise ConfigError(f"[observe] has no meaning for pruner {kind!r}, which looks at no forward pass; remove it")
+        name = table.get("name", kind)
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"name = {name!r}: give a string")
+        return cls(
+            name=name,
+            kind=kind,
+            pruner=build(method.config, pruner, "pruner"),
+            observe=build(ObserveConfig, table.get("observe", {}), "observe"),
+            reuse=build(ReuseConfig, table.get("reuse", {}), "reuse"),
+            execution=build(ExecutionConfig, table.get("execution", {}), "execution"),
+        )
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the configurations that ship with the package."""
+    folder = resources.files("tracekit") / "presets"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_config(source: str | Path) -> Configuration:
+    """The configuration in the TOML file `source`, or the preset of that name.
+
+    Raises ConfigError (one line: file, key, what to do) if there is none or it cannot be used.
+    """
+    path = Path(source)
+    if str(source) in preset_names():
+        text = (resources.files("tracekit") / "presets" / f"{source}.toml").read_text("utf-8")
+    elif path.is_file():
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); give a TOML file") from None
+    else:
+        raise ConfigError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    return Configuration.from_table(table, str(source))
