@@ -32,6 +32,7 @@ class StageClock:
     def __init__(self, passes: int, payload: int = 0) -> None:
         self.times_ns: npt.NDArray[np.int64] = np.zeros((len(STAGES), passes), np.int64)
         self._payload = payload
+        self._started_ns = time.perf_counter_ns()
         self._emitter = _emitter()
 
     @contextmanager
@@ -44,6 +45,15 @@ class StageClock:
         finally:
             self.times_ns[_INDEX[stage], denoise_pass] += time.perf_counter_ns() - start
             self._emitter.pop()
+
+    def move(self, source: Stage, target: Stage, denoise_pass: int, nanoseconds: int) -> None:
+        """Charge time that was spent inside `source` to `target`."""
+        self.times_ns[_INDEX[source], denoise_pass] -= nanoseconds
+        self.times_ns[_INDEX[target], denoise_pass] += nanoseconds
+
+    def elapsed_ns(self) -> int:
+        """Wall time since this clock was made, at the start of the step."""
+        return time.perf_counter_ns() - self._started_ns
 
     def total_ns(self) -> int:
         """Sum over the leaves."""

@@ -1,0 +1,17 @@
+"""One control step, pruned or not; the only code that runs a policy, live and in replay."""
+
+from tracekit.engine.controller import Controller
+from tracekit.engine.draws import StepDraws, draw
+from tracekit.engine.result import PassRecord, StepResult
+from tracekit.engine.step import StepOptions, control_step, decision_shape
+
+__all__ = [
+    "Controller",
+    "PassRecord",
+    "StepDraws",
+    "StepOptions",
+    "StepResult",
+    "control_step",
+    "decision_shape",
+    "draw",
+]

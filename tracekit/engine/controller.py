@@ -1,0 +1,68 @@
+"""A policy in a run: it counts the steps of an episode and carries the pruner's memory between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.config import Configuration
+from tracekit.engine.draws import StepDraws, draw
+from tracekit.engine.result import StepResult
+from tracekit.engine.step import StepOptions, control_step
+from tracekit.observation import Observation
+from tracekit.policy import Policy
+from tracekit.profiling import StageClock, pack_payload
+from tracekit.pruning import DecisionKey
+
+__all__ = ["Controller"]
+
+
+class Controller:
+    """Drives `policy` under `config`. `reset` starts an episode; every `step` is one control step of it.
+
+    The same controller serves live runs and replays: a replay passes the recorded `draws`, a live run lets it draw.
+    """
+
+    def __init__(self, policy: Policy, config: Configuration | None = None, options: StepOptions | None = None) -> None:
+        self.policy = policy
+        self.config = config or Configuration()
+        self.options = options or StepOptions()
+        self.last: StepResult | None = None
+        self._episode_uid = 0
+        self._step = 0
+        self._memory: Any = None
+
+    def reset(self, episode_uid: int) -> None:
+        """Start the episode `episode_uid` (uint64, what all random draws are keyed by): step count and memory begin anew."""
+        self._episode_uid, self._step, self._memory, self.last = episode_uid, 0, None, None
+
+    @property
+    def steps(self) -> int:
+        """Control steps taken in this episode."""
+        return self._step
+
+    def step(self, observation: Observation, draws: StepDraws | None = None) -> StepResult:
+        """One control step on `observation`; raises PolicyError or ConfigError (one line) if they do not fit."""
+        clock = StageClock(self.policy.passes, pack_payload(0, self._episode_uid, self._step + 1))
+        with clock.stage("encode"):
+            tokens = self.policy.tokenize(observation)
+        self._step += 1
+        pruner_seed = int(getattr(self.config.pruner, "seed", 0))
+        result = control_step(
+            self.policy,
+            tokens,
+            self.config,
+            draws or draw(self.policy, tokens, self._episode_uid, self._step),
+            DecisionKey(pruner_seed, self._episode_uid, self._step),
+            self._memory,
+            clock=clock,
+            options=self.options,
+        )
+        self._memory, self.last = result.memory, result
+        return result
+
+    def act(self, observation: Observation) -> npt.NDArray[np.float64]:
+        """(T, A) float64 action of one control step; the whole result stays in `last`."""
+        return self.step(observation).action

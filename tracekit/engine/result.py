@@ -1,0 +1,55 @@
+"""What one control step yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.layout import TokenLayout
+from tracekit.pruning import Decision, Observables, Scores
+
+__all__ = ["PassRecord", "StepResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """Encoder output of one denoise pass, as numpy: point centres (N_3D, 3) float32 m, patch (N_3D,) int32, prefix rows."""
+
+    centres: npt.NDArray[np.float32] | None
+    patch: npt.NDArray[np.int32] | None
+    rows: npt.NDArray[np.float32]
+    rows_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One control step: the action, how it came about, and what it cost.
+
+    `samples`: (passes, T, A) float32 after every denoise pass; the last is the unclipped action. `action`: (T, A)
+    float64 as executed. `kept`: (passes, N_visual) bool, image tokens then point tokens, True where the token was a row
+    (or a cache entry) of that pass. `decision`: what the pruner answered. `observables`, `scores`: of pass 0, where
+    they were taken. `action_rows`: (passes, layers, N_visual) float32 head means, where captured. `encoded`: per pass
+    that ran the encoders, if asked for. `times_ns`: (stages, passes) int64; `wall_ns`: the whole step.
+    """
+
+    action: npt.NDArray[np.float64]
+    samples: npt.NDArray[np.float32]
+    kept: npt.NDArray[np.bool_]
+    decision: Decision
+    layout: TokenLayout
+    text_ids: npt.NDArray[np.int64]
+    memory: Any
+    times_ns: npt.NDArray[np.int64]
+    wall_ns: int
+    observables: Observables | None = None
+    scores: Scores | None = None
+    action_rows: npt.NDArray[np.float32] | None = None
+    encoded: tuple[PassRecord, ...] = field(default=())
+
+    @property
+    def unclipped(self) -> npt.NDArray[np.float32]:
+        """(T, A) the sampler's output before clipping: what digests and bitwise comparisons are made of."""
+        return np.asarray(self.samples[-1])

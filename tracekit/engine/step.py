@@ -1,0 +1,200 @@
+"""One control step, pruned or not: observe → decide → drop rows → prefill → denoise. Live runs and replays both call this."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tracekit.capture import GROUPS, AttentionTap, CaptureSpec
+from tracekit.config import Configuration
+from tracekit.engine.draws import StepDraws
+from tracekit.engine.forward import CachedForward, FullForward, PassForward
+from tracekit.engine.result import PassRecord, StepResult
+from tracekit.errors import ConfigError
+from tracekit.observation import Observation
+from tracekit.policy import Policy, Prefix, Tokens
+from tracekit.profiling import StageClock
+from tracekit.pruning import Decision, DecisionKey, Observables, Scores, Shape, point_mask, reduce
+
+__all__ = ["StepOptions", "control_step", "decision_shape"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """What a caller wants beside the action: recorded observables, and encoder outputs with their digests."""
+
+    capture: CaptureSpec | None = None
+    keep_encoded: bool = False
+
+
+@torch.inference_mode()
+def control_step(
+    policy: Policy,
+    tokens: Tokens,
+    config: Configuration,
+    draws: StepDraws,
+    key: DecisionKey,
+    memory: Any = None,
+    *,
+    clock: StageClock,
+    options: StepOptions | None = None,
+) -> StepResult:
+    """Run one control step of `policy` on `tokens` under `config`.
+
+    `draws` are the step's random inputs, `key` keys the pruner's own draws, `memory` is the pruner's state after the
+    previous step of the episode (None at its start), `clock` was started with the step. Deterministic: equal inputs give
+    bitwise equal results in one environment. Raises ConfigError where the configuration does not fit the policy.
+    """
+    return _Step(policy, tokens, config, draws, key, options or StepOptions(), clock).run(memory)
+
+
+def decision_shape(tokens: Tokens) -> Shape:
+    """Sizes that a pruner decides for."""
+    views = len(tokens.layout.views)
+    return Shape(
+        n_2d=len(tokens.layout.image_positions),
+        n_3d=len(tokens.layout.point_positions),
+        views=views,
+        moving=(False,) * views,
+    )
+
+
+class _Step:
+    """The running state of one control step; lives as long as the call."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokens: Tokens,
+        config: Configuration,
+        draws: StepDraws,
+        key: DecisionKey,
+        options: StepOptions,
+        clock: StageClock,
+    ) -> None:
+        self.policy, self.tokens, self.config, self.draws = policy, tokens, config, draws
+        self.key, self.options, self.clock = key, options, clock
+        self.shape = decision_shape(tokens)
+        self.encoded: list[PassRecord] = []
+        self.prefix: Prefix | None = None
+        self.observes = config.method.observes == "forward"
+        if self.observes and policy.passes < 2:
+            raise ConfigError(
+                f'observe.mode = "current" needs a policy with at least 2 denoise passes and this one has {policy.passes}: '
+                "pass 0 is the one observed, unpruned"
+            )
+
+    def run(self, memory: Any) -> StepResult:
+        layout, passes = self.tokens.layout, self.policy.passes
+        if memory is None:
+            memory = self.config.method.initial_state(self.config.pruner, self.shape)
+        decision: Decision | None = None
+        observables: Observables | None = None
+        scores: Scores | None = None
+        if not self.observes:
+            decision, memory = self._decide(None, memory)
+        forward: PassForward = (CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward)(
+            self.policy, layout, self.clock
+        )
+        sample = torch.from_numpy(self.draws.noise.copy())
+        samples: list[npt.NDArray[np.float32]] = []
+        kept: list[npt.NDArray[np.bool_]] = []
+        action_rows: list[Tensor] = []
+        for step in range(passes):
+            prefix = self._encode(step)
+            kept.append(self._kept(decision, prefix, step))
+            tap = self._tap(step)
+            if tap is None:
+                noise = forward.predict(step, prefix, kept[-1], sample, None)
+            else:
+                with tap:
+                    noise = forward.predict(step, prefix, kept[-1], sample, tap)
+                if self.options.capture is not None and self.options.capture.later_action_rows:
+                    action_rows.append(tap.received["action"].mean(1))
+            with self.clock.stage("denoise", step):
+                sample = self.policy.advance(sample, noise, step)
+            samples.append(sample.float().cpu().numpy())
+            if step == 0 and tap is not None:
+                with self.clock.stage("observe", step):
+                    observables = _observables(tap, prefix)
+                if self.observes:
+                    with self.clock.stage("observe", step):
+                        scores = reduce(observables, self.config.pruner.reduction, self.shape)
+                    decision, memory = self._decide(scores, memory)
+        with self.clock.stage("decode", passes - 1):
+            action = self.policy.read_out(sample).cpu().numpy()
+        assert decision is not None
+        return StepResult(
+            action=action,
+            samples=np.stack(samples),
+            kept=np.stack(kept),
+            decision=decision,
+            layout=layout,
+            text_ids=self.tokens.text_ids.cpu().numpy(),
+            memory=memory,
+            times_ns=self.clock.times_ns,
+            wall_ns=self.clock.elapsed_ns(),
+            observables=observables,
+            scores=scores,
+            action_rows=torch.stack(action_rows).numpy() if action_rows else None,
+            encoded=tuple(self.encoded),
+        )
+
+    def _encode(self, step: int) -> Prefix:
+        if self.prefix is not None and self.config.reuse.kind != "none":
+            return self.prefix
+        pinned = self.config.reuse.fps == "pinned"
+        starts = tuple(int(start) for start in self.draws.fps_starts[0 if pinned else step])
+        with self.clock.stage("encode", step):
+            self.prefix = self.policy.embed_prefix(self.tokens, starts)
+        if self.options.keep_encoded:
+            self.encoded.append(_pass_record(self.prefix))
+        return self.prefix
+
+    def _decide(self, scores: Scores | None, memory: Any) -> tuple[Decision, Any]:
+        return self.config.method.decide(scores, memory, self.config.pruner, self.key, self.shape)
+
+    def _kept(self, decision: Decision | None, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
+        """(N_visual,) visual tokens of pass `step`: all before the decision; a point token follows its patch in this pass."""
+        if decision is None or not decision.pruned:
+            return np.ones(self.shape.n_2d + self.shape.n_3d, bool)
+        with self.clock.stage("fuse", step):
+            if prefix.alignment is None:
+                return decision.keep_2d
+            drawn_as = 0 if self.config.reuse.fps == "pinned" else step
+            points = point_mask(decision, prefix.alignment.patch, drawn_as, self.key)
+            return np.concatenate([decision.keep_2d, points])
+
+    def _tap(self, step: int) -> AttentionTap | None:
+        recording = self.options.capture
+        if step == 0 and (self.observes or recording is not None):
+            return AttentionTap(self.policy.backbone, self.tokens.layout, GROUPS)
+        if recording is not None and recording.later_action_rows:
+            return AttentionTap(self.policy.backbone, self.tokens.layout, ("action",))
+        return None
+
+
+def _observables(tap: AttentionTap, prefix: Prefix) -> Observables:
+    received = tap.received
+    return Observables(
+        norms={name: norms.numpy() for name, norms in tap.norms.items()},
+        attention=torch.stack(list(received.values()), dim=2).numpy(),
+        groups=tuple(received),
+        patch=None if prefix.alignment is None else prefix.alignment.patch,
+    )
+
+
+def _pass_record(prefix: Prefix) -> PassRecord:
+    rows = prefix.rows.float().cpu().contiguous().numpy()
+    return PassRecord(
+        centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
+        patch=None if prefix.alignment is None else prefix.alignment.patch,
+        rows=rows,
+        rows_digest=hashlib.sha256(rows.tobytes()).digest(),
+    )
