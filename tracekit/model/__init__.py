@@ -1,0 +1,52 @@
+"""The MLA policy: configuration, encoders, LLaMA backbone, action diffusion, checkpoints.
+
+`load_directory` opens a stored policy. The name `reference` is registered for `tracekit.policy.load_policy`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tracekit.errors import PolicyError
+from tracekit.model.cameras import CAMERAS
+from tracekit.model.checkpoint import initialise, is_policy_directory, load_policy_directory, save_policy
+from tracekit.model.config import MLAConfig, Normalisation, mla_7b, reference
+from tracekit.model.policy import MLA, MLATokens
+from tracekit.model.text import REFERENCE_WORDS, IdTable, TextTokenizer, WordTokenizer
+from tracekit.policy import Policy, Precision, register_policy
+
+__all__ = [
+    "CAMERAS",
+    "MLA",
+    "REFERENCE_WORDS",
+    "IdTable",
+    "MLAConfig",
+    "MLATokens",
+    "Normalisation",
+    "TextTokenizer",
+    "WordTokenizer",
+    "initialise",
+    "load_directory",
+    "mla_7b",
+    "reference",
+    "reference_policy",
+    "save_policy",
+]
+
+REFERENCE_SEED = 0
+
+
+def load_directory(path: Path, precision: Precision) -> Policy:
+    """The policy stored in directory `path`, frozen at `precision`; raises PolicyError (one line) if it cannot be."""
+    if is_policy_directory(path):
+        return load_policy_directory(path).freeze(precision)
+    raise PolicyError(f"{path}: no policy here (no model.safetensors); give a directory that holds one")
+
+
+def reference_policy(precision: Precision) -> MLA:
+    """The small policy of the embedded simulator. Its weights are random (fixed seed): `identity.trained` is False."""
+    policy = MLA(reference(), WordTokenizer(REFERENCE_WORDS))
+    return initialise(policy, REFERENCE_SEED).freeze(precision)
+
+
+register_policy("reference", reference_policy)

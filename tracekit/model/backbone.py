@@ -1,0 +1,239 @@
+"""The LLaMA decoder: plain causal attention with RoPE at given positions, over one sequence of rows, with a KV cache.
+
+Names and structure are those of Hugging Face's LlamaForCausalLM, so its state dicts load as they are and a capture
+finds `layers[i].self_attn.{q,k,v,o}_proj` and `norm` by structure.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tracekit.errors import PolicyError
+from tracekit.model.layers import Linear, RMSNorm
+
+__all__ = ["Backbone", "CausalLM", "KVCache", "LayerCache", "rotate"]
+
+
+class LayerCache:
+    """Rotated keys and values of one layer in buffers of shape (kv_heads, capacity, head_dim), filled from the front."""
+
+    def __init__(self, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._keys = torch.empty(kv_heads, capacity, head_dim, dtype=dtype, device=device)
+        self._values = torch.empty_like(self._keys)
+        self.length = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """(kv_heads, length, head_dim) view of the held keys."""
+        return self._keys[:, : self.length]
+
+    @property
+    def values(self) -> Tensor:
+        """(kv_heads, length, head_dim) view of the held values."""
+        return self._values[:, : self.length]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (kv_heads, n, head_dim) rows and return views of all held keys and values."""
+        stop = self.length + keys.shape[1]
+        if stop > self._keys.shape[1]:
+            raise PolicyError(
+                f"KV cache: {stop} rows do not fit a capacity of {self._keys.shape[1]}; ask new_cache for room for the "
+                "whole sequence"
+            )
+        self._keys[:, self.length : stop] = keys
+        self._values[:, self.length : stop] = values
+        self.length = stop
+        return self.keys, self.values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only `rows` ((n,) int64, ascending indices of held rows)."""
+        count = len(rows)
+        self._keys[:, :count] = self.keys.index_select(1, rows)
+        self._values[:, :count] = self.values.index_select(1, rows)
+        self.length = count
+
+
+class KVCache:
+    """One `LayerCache` per layer, preallocated; satisfies `tracekit.policy.Cache`. For inference: it carries no gradient."""
+
+    def __init__(
+        self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.layers = tuple(LayerCache(kv_heads, capacity, head_dim, dtype, device) for _ in range(layers))
+
+    @property
+    def length(self) -> int:
+        """Rows held."""
+        return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget all rows from `length` on."""
+        if not 0 <= length <= self.length:
+            raise PolicyError(
+                f"KV cache: cannot truncate to {length} rows, it holds {self.length}; only forget held rows"
+            )
+        for layer in self.layers:
+            layer.length = length
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only `rows` ((n,) int64, ascending indices of held rows)."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE in the half-rotation convention: x (..., n, head_dim) with cos, sin (n, head_dim)."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+class Attention(nn.Module):
+    """Causal attention through the fused kernel, with grouped queries where `kv_heads` is below `heads`."""
+
+    def __init__(self, hidden: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.head_dim = hidden // heads
+        self.q_proj = Linear(hidden, hidden, bias=False)
+        self.k_proj = Linear(hidden, kv_heads * self.head_dim, bias=False)
+        self.v_proj = Linear(hidden, kv_heads * self.head_dim, bias=False)
+        self.o_proj = Linear(hidden, hidden, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        cache: LayerCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """(..., n, hidden) -> (..., n, hidden); see `Backbone.forward`."""
+        cos, sin = position_embeddings
+        query = rotate(self._heads(self.q_proj(x)), cos, sin)
+        key = rotate(self._heads(self.k_proj(x)), cos, sin)
+        value = self._heads(self.v_proj(x))
+        held = 0
+        if cache is not None:
+            held = cache.length
+            key, value = cache.extend(key, value)
+        if self.kv_heads != self.heads:
+            key = key.repeat_interleave(self.heads // self.kv_heads, -3)
+            value = value.repeat_interleave(self.heads // self.kv_heads, -3)
+        rows = query.shape[-2]
+        if mask is None and held and rows > 1:
+            mask = torch.ones(rows, held + rows, dtype=torch.bool, device=x.device).tril(held)
+        causal = mask is None and held == 0
+        # The fused kernels take four dimensions only; with three, torch falls back to the unfused product.
+        mixed = F.scaled_dot_product_attention(
+            *(t.reshape(-1, *t.shape[-3:]) for t in (query, key, value)), attn_mask=mask, is_causal=causal
+        )
+        mixed = mixed.transpose(-3, -2).flatten(-2).reshape(*x.shape[:-1], -1)
+        projected: Tensor = self.o_proj(mixed)
+        return projected
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., n, heads·head_dim) -> (..., heads, n, head_dim)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+
+
+class GatedMlp(nn.Module):
+    """down(SiLU(gate(x)) · up(x))."""
+
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden, intermediate, bias=False)
+        self.up_proj = Linear(hidden, intermediate, bias=False)
+        self.down_proj = Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden)."""
+        projected: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return projected
+
+
+class DecoderLayer(nn.Module):
+    """x <- x + attention(norm(x)); x <- x + mlp(norm(x))."""
+
+    def __init__(self, hidden: int, heads: int, kv_heads: int, intermediate: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(hidden, heads, kv_heads)
+        self.mlp = GatedMlp(hidden, intermediate)
+        self.input_layernorm = RMSNorm(hidden, eps)
+        self.post_attention_layernorm = RMSNorm(hidden, eps)
+
+    def forward(
+        self, x: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache | None, mask: Tensor | None
+    ) -> Tensor:
+        """(..., n, hidden) -> (..., n, hidden)."""
+        x = x + self.self_attn(self.input_layernorm(x), position_embeddings=position_embeddings, cache=cache, mask=mask)
+        after: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return after
+
+
+class Backbone(nn.Module):
+    """The decoder without its vocabulary head: `embed_tokens`, `layers`, `norm`."""
+
+    inverse_frequencies: Tensor
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        intermediate: int,
+        eps: float,
+        rope_theta: float,
+    ) -> None:
+        super().__init__()
+        self.head_dim = hidden // heads
+        self.rope_theta = rope_theta
+        self.embed_tokens = nn.Embedding(vocabulary, hidden)
+        self.layers = nn.ModuleList(DecoderLayer(hidden, heads, kv_heads, intermediate, eps) for _ in range(layers))
+        self.norm = RMSNorm(hidden, eps)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, each (n, head_dim), at `positions` (n,) int64, in the dtype of the projections."""
+        # Computed from theta at every call: it is cheap, and a buffer would be left behind when weights are assigned.
+        exponents = (
+            torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device).float() / self.head_dim
+        )
+        angles = positions.float()[..., None] * (1.0 / self.rope_theta**exponents)
+        angles = torch.cat([angles, angles], -1)
+        dtype = self.dtype
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the projections, and so of queries, keys and values."""
+        weight: Tensor = self.layers[0].self_attn.k_proj.weight  # type: ignore[union-attr, assignment]
+        return weight.dtype
+
+    def forward(
+        self, rows: Tensor, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Final hidden states (..., n, hidden) of `rows` (..., n, hidden) at RoPE `positions` (n,) int64.
+
+        Row order is causal order. With a `cache` (no leading dimensions then) the rows follow those it holds and are
+        added. `mask`: (n, keys) bool, True where a row may look, instead of plain causality; for training on several
+        tails over one prefix.
+        """
+        position_embeddings = self.rope(positions)
+        for i, layer in enumerate(self.layers):
+            rows = layer(rows, position_embeddings, None if cache is None else cache.layers[i], mask)
+        hidden: Tensor = self.norm(rows)
+        return hidden
+
+
+class CausalLM(nn.Module):
+    """`model` (the backbone) and `lm_head`, named as in a LlamaForCausalLM. The head feeds no action."""
+
+    def __init__(self, model: Backbone, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.model = model
+        self.lm_head = Linear(hidden, vocabulary, bias=False)
