@@ -12,7 +12,8 @@ from tracekit.model.cameras import CAMERAS
 from tracekit.model.checkpoint import initialise, is_policy_directory, load_policy_directory, save_policy
 from tracekit.model.config import MLAConfig, Normalisation, mla_7b, reference
 from tracekit.model.policy import MLA, MLATokens
-from tracekit.model.text import REFERENCE_WORDS, IdTable, TextTokenizer, WordTokenizer
+from tracekit.model.text import IdTable, TextTokenizer, WordTokenizer
+from tracekit.model.vocabulary import REFERENCE_WORDS
 from tracekit.policy import Policy, Precision, register_policy
 
 __all__ = [

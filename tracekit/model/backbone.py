@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from tracekit.errors import PolicyError
 from tracekit.model.layers import Linear, RMSNorm
@@ -17,7 +17,7 @@ __all__ = ["Backbone", "CausalLM", "KVCache", "LayerCache", "rotate"]
 
 
 class LayerCache:
-    """Rotated keys and values of one layer in buffers of shape (kv_heads, capacity, head_dim), filled from the front."""
+    """Rotated keys and values of one layer: buffers of shape (kv_heads, capacity, head_dim), filled from the front."""
 
     def __init__(self, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self._keys = torch.empty(kv_heads, capacity, head_dim, dtype=dtype, device=device)
@@ -56,7 +56,7 @@ class LayerCache:
 
 
 class KVCache:
-    """One `LayerCache` per layer, preallocated; satisfies `tracekit.policy.Cache`. For inference: it carries no gradient."""
+    """One `LayerCache` per layer, preallocated; satisfies `tracekit.policy.Cache`. For inference only."""
 
     def __init__(
         self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device
@@ -126,17 +126,23 @@ class Attention(nn.Module):
         if mask is None and held and rows > 1:
             mask = torch.ones(rows, held + rows, dtype=torch.bool, device=x.device).tril(held)
         causal = mask is None and held == 0
-        # The fused kernels take four dimensions only; with three, torch falls back to the unfused product.
-        mixed = F.scaled_dot_product_attention(
-            *(t.reshape(-1, *t.shape[-3:]) for t in (query, key, value)), attn_mask=mask, is_causal=causal
+        mixed = functional.scaled_dot_product_attention(
+            _batched(query), _batched(key), _batched(value), attn_mask=mask, is_causal=causal
         )
-        mixed = mixed.transpose(-3, -2).flatten(-2).reshape(*x.shape[:-1], -1)
-        projected: Tensor = self.o_proj(mixed)
+        projected: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(x.shape))
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., n, heads·head_dim) -> (..., heads, n, head_dim)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(-3, -2)
+
+
+def _batched(x: Tensor) -> Tensor:
+    """(..., heads, n, head_dim) -> (B, heads, n, head_dim).
+
+    The fused kernels take four dimensions only; given three, torch falls back to the unfused product.
+    """
+    return x.reshape(-1, *x.shape[-3:])
 
 
 class GatedMlp(nn.Module):
@@ -150,7 +156,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
-        projected: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        projected: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return projected
 
 
@@ -198,7 +204,7 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(hidden, eps)
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (n, head_dim), at `positions` (n,) int64, in the dtype of the projections."""
+        """Cosine and sine, each (n, head_dim), at `positions` (n,) int64, in the dtype of the projections."""
         # Computed from theta at every call: it is cheap, and a buffer would be left behind when weights are assigned.
         exponents = (
             torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device).float() / self.head_dim

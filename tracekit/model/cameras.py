@@ -18,7 +18,7 @@ CAMERAS: dict[str, Camera] = {
         translation=(1.35, 0.0, 1.58),
         epsilon=1e-6,
     ),
-    # The intrinsics look like those of a 640 x 480 picture, but the release scales them as 1280 x 720: kept as released.
+    # The intrinsics look like those of a 640 x 480 picture; the release scales them as 1280 x 720, which is kept.
     "franka_front": Camera(
         width=1280,
         height=720,

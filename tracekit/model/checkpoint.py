@@ -115,9 +115,9 @@ def blank_policy(config: MLAConfig, tokenizer: TextTokenizer | None, *, trained:
 def initialise(policy: MLA, seed: int) -> MLA:
     """Fill `policy` with random weights from `seed`: the same bits on every machine, activations of unit scale.
 
-    Projections are uniform with variance 1 / inputs, those that end a residual branch smaller by √(2·layers) so that the
-    stream does not grow with depth. Uniform on purpose: torch's CPU generator gives the same uniforms everywhere, while
-    normal draws go through the platform's logarithm.
+    Projections are uniform with variance 1 / inputs, those that end a residual branch smaller by √(2·layers) so that
+    the stream does not grow with depth. Uniform on purpose: torch's CPU generator gives the same uniforms everywhere,
+    while normal draws go through the platform's logarithm.
     """
     generator = torch.Generator().manual_seed(seed)
     branch_end = 1 / math.sqrt(2 * policy.config.layers)

@@ -13,7 +13,8 @@ from tracekit.actions import ActionSpec
 from tracekit.errors import PolicyError
 from tracekit.model.cameras import CAMERAS
 from tracekit.model.diffusion import TRAINING_STEPS
-from tracekit.model.text import REFERENCE_WORDS, WordTokenizer
+from tracekit.model.text import WordTokenizer
+from tracekit.model.vocabulary import REFERENCE_WORDS
 
 __all__ = ["MLAConfig", "Normalisation", "mla_7b", "reference"]
 
@@ -111,8 +112,8 @@ class MLAConfig:
             or self.points >> (len(self.point_blocks) - 1) < self.point_neighbours
         ):
             refuse(
-                f"{self.points} points cannot be halved {len(self.point_blocks)} times with {self.point_neighbours} neighbours",
-                "give more points or fewer neighbours",
+                f"{self.points} points, {len(self.point_blocks)} halvings, {self.point_neighbours} neighbours",
+                "these do not fit: give more points or fewer neighbours",
             )
         if self.ddim_steps > TRAINING_STEPS:
             refuse(f"ddim_steps = {self.ddim_steps}", f"the diffusion was trained with {TRAINING_STEPS}")

@@ -1,9 +1,11 @@
-"""The action diffusion: 100 training steps with the squared-cosine schedule, DDIM sampling with eta 0 and no clipping."""
+"""The action diffusion: 100 training steps, squared-cosine schedule, DDIM sampling with eta 0 and no clipping."""
 
 from __future__ import annotations
 
 import math
+import operator
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +18,26 @@ TRAINING_STEPS = 100
 
 @cache
 def alphas() -> npt.NDArray[np.float64]:
-    """(100,) cumulative ᾱ_t of schedule squaredcos_cap_v2: β_t = min(1 - f((t+1)/100)/f(t/100), 0.999), f(x) = cos²(π/2 · (x + 0.008)/1.008)."""
+    """(100,) cumulative ᾱ_t of schedule squaredcos_cap_v2.
+
+    β_t = min(1 - f((t + 1)/100) / f(t/100), 0.999) with f(x) = cos²(π/2 · (x + 0.008)/1.008); ᾱ_t = Π (1 - β).
+    """
 
     def level(x: float) -> float:
         return math.cos((x + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [min(1 - level((t + 1) / TRAINING_STEPS) / level(t / TRAINING_STEPS), 0.999) for t in range(TRAINING_STEPS)]
-    cumulative = np.cumprod(1.0 - np.array(betas, np.float64))
+    cumulative = np.array(list(accumulate((1 - beta for beta in betas), operator.mul)), np.float64)
     cumulative.setflags(write=False)
     return cumulative
 
 
 @cache
 def ddim_timesteps(steps: int) -> tuple[int, ...]:
-    """The training steps that `steps` (1 ... 100) DDIM passes visit, noisiest first; 8 gives 91, 78, 65, 52, 39, 26, 13, 0.
+    """The training steps that `steps` (1 ... 100) DDIM passes visit, noisiest first.
 
-    The smallest stride whose multiples below 100 number exactly `steps`; where no stride does (16, say), `steps` points
-    spread evenly over 0 ... 99.
+    The smallest stride whose multiples below 100 number exactly `steps` (8: 91, 78, 65, 52, 39, 26, 13, 0); where no
+    stride does (16, say), `steps` points spread evenly over 0 ... 99.
     """
     for stride in range(1, TRAINING_STEPS + 1):
         visited = range(0, TRAINING_STEPS, stride)

@@ -1,4 +1,4 @@
-"""Image tokens: 224² picture -> 672² -> 48 x 48 features -> 3 x 3 local attention pooling -> 16 x 16 tokens of a view."""
+"""Image tokens: 224² picture -> 672² -> 48 x 48 features -> 3 x 3 local attention pooling -> 16 x 16 tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def pixels_of(image: npt.NDArray[np.uint8]) -> Tensor:
-    """(3, 672, 672) float32 of an (H, W, 3) uint8 RGB `image`: bicubic resize on bytes, then CLIP's mean and deviation."""
+    """(3, 672, 672) float32 pixels of an (H, W, 3) uint8 RGB `image`.
+
+    Bicubic resize on bytes, /255, then CLIP's mean and deviation per channel.
+    """
     resized = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -45,12 +48,17 @@ class LocalAttention(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """(..., 9, width) -> (..., width)."""
         average = cells.mean(-2)
-        query = self.q(average).unflatten(-1, (self.heads, -1))
-        key, value = (part.unflatten(-1, (self.heads, -1)) for part in self.kv(cells).chunk(2, -1))
+        query = self._heads(self.q(average))
+        key, value = (self._heads(part) for part in self.kv(cells).chunk(2, -1))
         logits = torch.einsum("...hd,...nhd->...hn", query, key) * cells.shape[-1] ** -0.5
         weights = logits.float().softmax(-1).to(value.dtype)
         pooled = torch.einsum("...hn,...nhd->...hd", weights, value).flatten(-2)
-        return average + self.proj(pooled)
+        token: Tensor = average + self.proj(pooled)
+        return token
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., heads, width / heads)."""
+        return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
 class ImageTower(nn.Module):
@@ -64,7 +72,7 @@ class ImageTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, 672, 672) -> (B, 256, width); token i is row i // 16, column i % 16."""
         features = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))
-        cells = features.unflatten(2, (GRID, POOL)).unflatten(4, (GRID, POOL))  # (B, width, row, 3, column, 3)
+        cells = features.view(*features.shape[:2], GRID, POOL, GRID, POOL)
         cells = cells.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
         tokens: Tensor = self.local_attention(cells)
         return tokens

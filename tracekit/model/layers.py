@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 __all__ = ["BatchNorm", "LayerNorm", "Linear", "Mlp", "Pointwise", "RMSNorm", "StdNorm", "projections"]
 
@@ -20,7 +20,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Pointwise(nn.Module):
@@ -37,7 +37,7 @@ class Pointwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        return functional.linear(x.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -96,7 +96,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        rows: Tensor = self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+        return rows
 
 
 def projections(module: nn.Module) -> list[nn.Module]:

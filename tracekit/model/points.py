@@ -1,4 +1,4 @@
-"""Point tokens: 1024 x 3 cloud -> two stages of farthest-point sampling and k-nearest grouping -> 256 tokens with centres.
+"""Point tokens: 1024 x 3 cloud -> two stages of farthest-point sampling and k-nearest grouping -> 256 tokens.
 
 Grouping (which points) is separate from encoding (what they say): it depends on the cloud and the start indices alone,
 needs no gradient, and a trainer computes it once per frame. Encoding addresses points by index only, so a batch is the
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from tracekit.model.layers import BatchNorm, Linear, Pointwise
 
@@ -27,14 +27,14 @@ BETA = 100.0
 
 @dataclass(frozen=True, slots=True)
 class PointStage:
-    """Grouping of one stage. `centres`: (M,) int64 into the stage's N points; `neighbours`: (M, k) int64, in any order."""
+    """Grouping of one stage, indices into its N points. `centres`: (M,) int64; `neighbours`: (M, k) int64, any order."""
 
     centres: Tensor
     neighbours: Tensor
 
 
 def _farthest(points: npt.NDArray[np.float32], count: int, start: int) -> npt.NDArray[np.int64]:
-    """Plain loop, compiled below; without fastmath LLVM neither reorders nor contracts, so float32 results are exact."""
+    """Plain loop, compiled below. Without fastmath LLVM neither reorders nor contracts: float32 results are exact."""
     total = points.shape[0]
     nearest = np.full(total, np.float32(np.inf), dtype=np.float32)
     chosen = np.empty(count, dtype=np.int64)
@@ -47,8 +47,7 @@ def _farthest(points: npt.NDArray[np.float32], count: int, start: int) -> npt.ND
         for j in range(total):
             dx, dy, dz = points[j, 0] - x, points[j, 1] - y, points[j, 2] - z
             distance = dx * dx + dy * dy + dz * dz
-            if distance < nearest[j]:
-                nearest[j] = distance
+            nearest[j] = min(nearest[j], distance)
             if nearest[j] > best:
                 best = nearest[j]
                 following = j
@@ -72,8 +71,8 @@ def farthest_points(points: Tensor, count: int, start: int) -> Tensor:
 def nearest_points(points: Tensor, centres: Tensor, k: int) -> Tensor:
     """(M, k) int64 indices of the k `points` ((N, 3)) nearest to each of `centres` ((M, 3)), as a set.
 
-    Squared distances are taken in the expanded form a² + b² - 2ab, whose float32 rounding decides near-ties as it does in
-    the release.
+    Squared distances are taken in the expanded form a² + b² - 2ab, whose float32 rounding decides near-ties as it does
+    in the release.
     """
     distances = -2 * (centres @ points.T)
     distances = distances + centres.square().sum(-1)[:, None] + points.square().sum(-1)
@@ -81,7 +80,7 @@ def nearest_points(points: Tensor, centres: Tensor, k: int) -> Tensor:
 
 
 def group_points(points: Tensor, starts: tuple[int, ...], k: int) -> tuple[PointStage, ...]:
-    """Grouping of every stage of `points` ((N, 3) float32); each stage halves the points, beginning at its start index."""
+    """Grouping of every stage of `points` ((N, 3) float32); each halves the points, beginning at its start index."""
     stages = []
     current = points
     for start in starts:
@@ -93,7 +92,10 @@ def group_points(points: Tensor, starts: tuple[int, ...], k: int) -> tuple[Point
 
 
 def _offset_code(offsets: Tensor, width: int) -> Tensor:
-    """(M, k, width) code of normalised `offsets` (M, k, 3): per axis sin, then cos, of 100·offset / 1000^(j/F), F = width/6."""
+    """(M, k, width) positional code of normalised `offsets` (M, k, 3).
+
+    Per axis the sines, then the cosines, of 100·offset / 1000^(j/F) for j < F = width/6.
+    """
     frequencies = width // 6
     scale = ALPHA ** (torch.arange(frequencies, dtype=torch.float32, device=offsets.device) / frequencies)
     angles = BETA * offsets[..., None] / scale
@@ -116,7 +118,7 @@ class _Block(nn.Module):
         self.net2 = nn.Sequential(Pointwise(half, width, 2, bias=True), BatchNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.net2(self.net1(x)))
+        return functional.relu(x + self.net2(self.net1(x)))
 
 
 class _Aggregation(nn.Module):
@@ -128,7 +130,7 @@ class _Aggregation(nn.Module):
         self.linear2 = nn.Sequential(*(_Block(width) for _ in range(blocks)))
 
     def forward(self, xyz: Tensor, features: Tensor, stage: PointStage) -> Tensor:
-        """xyz (N, 3), features (N, width / 2) -> (M, width)."""
+        """`xyz` (N, 3), `features` (N, width / 2) -> (M, width)."""
         offsets = xyz[stage.neighbours] - xyz[stage.centres][:, None]
         offsets = offsets / offsets.abs().amax(1, keepdim=True).clamp_min(1e-6)
         centre = features[stage.centres][:, None].expand(-1, stage.neighbours.shape[1], -1)
@@ -159,7 +161,7 @@ class PointTower(nn.Module):
         self.proj = Linear(width * 2 ** len(blocks), outputs)
 
     def forward(self, points: Tensor, stages: tuple[PointStage, ...]) -> tuple[Tensor, Tensor]:
-        """points (N, 3) -> tokens (M, outputs) and their centres (M, 3) in the frame of the points."""
+        """`points` (N, 3) -> tokens (M, outputs) and their centres (M, 3) in the frame of the points."""
         encoder = self.patch_embed.EncP
         features = encoder.raw_point_embed.net(points)
         for aggregation, stage in zip(encoder.LGA_list, stages, strict=True):

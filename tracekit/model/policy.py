@@ -20,9 +20,9 @@ from tracekit.actions import ActionSpec
 from tracekit.camera import Camera
 from tracekit.errors import PolicyError
 from tracekit.layout import PATCHES_PER_VIEW, PatchAlignment, TokenLayout
+from tracekit.model._digest import config_digest, weights_digest
 from tracekit.model.backbone import Backbone, CausalLM, KVCache
 from tracekit.model.cameras import CAMERAS
-from tracekit.model._digest import config_digest, weights_digest
 from tracekit.model.config import MLAConfig
 from tracekit.model.diffusion import alphas, ddim_step, ddim_timesteps
 from tracekit.model.embedders import ActionHead, NumberEmbedder, TimestepEmbedder
@@ -167,14 +167,14 @@ class MLA(nn.Module):
         """Make an observation ready; raises PolicyError (one line) on a wrong shape or a missing modality."""
         if self.tokenizer is None:
             raise PolicyError(
-                f"policy {self.config.name!r} has no tokenizer; put the LLaMA tokenizer.json or a text_ids.json beside it"
+                f"policy {self.config.name!r} has no tokenizer; put LLaMA's tokenizer.json or a text_ids.json beside it"
             )
         ids = self.tokenizer.encode(observation.instruction)
         text = len(ids) - 1
         if not 1 <= text <= self.config.max_text:
             raise PolicyError(
-                f"instruction {observation.instruction!r} has {text} tokens with its prompt, policy {self.config.name!r} "
-                f"takes 1 to {self.config.max_text}; shorten it"
+                f"instruction {observation.instruction!r} has {text} tokens with its prompt, policy "
+                f"{self.config.name!r} takes 1 to {self.config.max_text}; shorten it"
             )
         if max(ids) >= self.config.vocab_size or min(ids) < 0:
             raise PolicyError(
@@ -248,7 +248,7 @@ class MLA(nn.Module):
         return self.tail_rows(sample.to(self.device)[None], timestep)[0]
 
     def tail_rows(self, samples: Tensor, timesteps: Tensor) -> Tensor:
-        """(B, 1 + T + 1, D) float32 tail rows for noisy actions `samples` (B, T, A) at diffusion steps `timesteps` (B,)."""
+        """(B, 1 + T + 1, D) float32 rows for noisy actions `samples` (B, T, A) at diffusion steps `timesteps` (B,)."""
         if self.tokenizer is None:
             raise PolicyError(f"policy {self.config.name!r} has no tokenizer, which names the tail token; give it one")
         timestep = self.t_embedder(timesteps)[:, None]
@@ -282,7 +282,7 @@ class MLA(nn.Module):
         return ddim_step(sample.to(noise.device), noise, float(table[self._timesteps[step]]), following)
 
     def read_out(self, sample: Tensor) -> Tensor:
-        """The action to execute, (T, A) float64: clipped to ±1, gripper 0 or 1 by the spec's threshold, un-normalised."""
+        """The action to execute, (T, A) float64: clipped to ±1, gripper 0 or 1 by the threshold, un-normalised."""
         normalised = sample.detach().cpu().numpy().astype(np.float64).clip(-1, 1)
         normalised[:, -1] = np.where(normalised[:, -1] < self.config.action_spec.gripper_threshold, 0.0, 1.0)
         return torch.from_numpy(self.config.action.restore(normalised))
@@ -312,8 +312,8 @@ class MLA(nn.Module):
         values = np.asarray(state, np.float64)
         if values.shape != (self.config.action_size,) or not np.isfinite(values).all():
             raise PolicyError(
-                f"state has shape {values.shape}, policy {self.config.name!r} takes ({self.config.action_size},) finite "
-                f"numbers: {', '.join(self.config.action_spec.names)}"
+                f"state has shape {values.shape}, policy {self.config.name!r} takes ({self.config.action_size},) "
+                f"finite numbers: {', '.join(self.config.action_spec.names)}"
             )
         return self.config.state.normalise(values).astype(np.float32)
 

@@ -1,7 +1,7 @@
 """Instruction -> token ids: the prompt, and the three tokenizers a policy may come with.
 
-A checkpoint of the release takes the user's LLaMA `tokenizer.json`, or a table of ids where no tokenizer is at hand; the
-small policies have a vocabulary of words of their own, stored beside the weights.
+A checkpoint of the release takes the user's LLaMA `tokenizer.json`, or a table of ids where no tokenizer is at hand;
+the small policies have a vocabulary of words of their own, stored beside the weights.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from tracekit.errors import PolicyError
 
 __all__ = [
-    "REFERENCE_WORDS",
     "FileTokenizer",
     "IdTable",
     "TextTokenizer",
@@ -58,7 +57,7 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WordTokenizer:
-    """Lower-case words and punctuation marks over a fixed list. Ids: 0 unknown, 1 BOS, 2 tail, then `words` in order."""
+    """Lower-case words and punctuation marks of a fixed list. Ids: 0 unknown, 1 BOS, 2 tail, then `words` in order."""
 
     words: tuple[str, ...]
     _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
@@ -105,8 +104,8 @@ class IdTable:
         if instruction not in self.table:
             known = ", ".join(repr(key) for key in self.table) or "none"
             raise PolicyError(
-                f"no token ids for instruction {instruction!r}; {TABLE_FILE} lists: {known}; put the LLaMA {LLAMA_FILE} "
-                "beside the checkpoint or add the ids"
+                f"no token ids for instruction {instruction!r}; {TABLE_FILE} lists: {known}; put LLaMA's "
+                f"{LLAMA_FILE} beside the checkpoint or add the ids"
             )
         ids = [int(i) for i in self.table[instruction]]
         return ids[:-1] if ids and ids[-1] == self.tail_id else ids
@@ -123,14 +122,15 @@ class FileTokenizer:
     tail_id = LLAMA_TAIL
 
     def __init__(self, path: Path) -> None:
-        if find_spec("tokenizers") is None:
-            raise PolicyError(f"{path}: needs the package `tokenizers`; install it, or give token ids in {TABLE_FILE}")
-        from tokenizers import Tokenizer  # optional: only checkpoints with a tokenizer.json need it
-
+        try:
+            library = import_module("tokenizers")  # optional: only checkpoints with a tokenizer.json need it
+        except ImportError as error:
+            remedy = f"install it, or give token ids in {TABLE_FILE}"
+            raise PolicyError(f"{path}: needs the package `tokenizers`; {remedy}") from error
         self._text = path.read_text(encoding="utf-8")
         try:
-            self._tokenizer: Any = Tokenizer.from_str(self._text)
-        except Exception as error:  # noqa: BLE001 - the package raises plain Exception
+            self._tokenizer: Any = library.Tokenizer.from_str(self._text)
+        except Exception as error:  # the package raises nothing narrower
             raise PolicyError(f"{path}: not a tokenizer file ({error}); give LLaMA-2's {LLAMA_FILE}") from error
 
     def encode(self, instruction: str) -> list[int]:
@@ -166,23 +166,3 @@ def _read(path: Path, key: str, kind: type) -> Any:
     if not isinstance(data, dict) or not isinstance(data.get(key), kind):
         raise PolicyError(f"{path}: lacks {key!r} ({kind.__name__}); restore the file from the checkpoint")
     return data[key]
-
-
-REFERENCE_WORDS = tuple(
-    """
-    in : what action should the robot take to ? out
-    a an this that one it its your
-    and then of on onto into over off from with without at by up down toward towards next
-    left right front back top bottom near far other same middle center
-    please now gently carefully fully completely
-    close shut push pull press fold lower swing flip open opened tip turn move slide lift pick put place set lay drop
-    sweep brush wipe clear collect gather bring carry get grab grasp hold release leave so is stays
-    box lid cover flap laptop computer notebook screen display fridge refrigerator door cabinet handle
-    dustpan pan dust dirt crumb crumbs debris block cube broom sweeper shovel tray zone area
-    banana fruit plate dish saucer bowl table object thing
-    red blue green yellow orange purple violet pink magenta cyan teal brown black white gray grey
-    colored coloured dark light bright small big large
-    , . ' -
-    """.split()
-)
-"""Vocabulary of the reference policy: prompt, tasks, colours and the small words between them."""
