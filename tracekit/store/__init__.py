@@ -1,0 +1,13 @@
+"""The trace store: what was recorded, one transaction per episode, in a zarr v3 group that any zarr reader opens.
+
+Writing is append-only and journalled: a killed process loses at most the step it was writing, a power cut at most
+16 steps or one second, and neither ever a committed episode. Reading checks every byte it returns.
+"""
+
+from tracekit.store.copying import copy_trace
+from tracekit.store.episode_writer import EpisodeWriter
+from tracekit.store.reader import Episode, Trace
+from tracekit.store.schema import ArraySpec, EpisodeInfo
+from tracekit.store.writer import TraceWriter
+
+__all__ = ["ArraySpec", "Episode", "EpisodeInfo", "EpisodeWriter", "Trace", "TraceWriter", "copy_trace"]

@@ -1,0 +1,99 @@
+"""The commit journal: an append-only file of sealed lines that says which episodes exist.
+
+Line 0 describes the trace, every later line commits an episode, replaces one (same id again) or removes one. A line
+counts once it is complete; what a crash leaves after the last line end was never committed. Sequence numbers make
+a lost or doubled line visible. An episode moves to `episodes/` only after its line is on the disk, therefore a folder
+there that no line mentions means that the journal is damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracekit.store import files
+from tracekit.store.places import commits_file
+from tracekit.store.sealed import seal, unseal
+
+__all__ = ["Commits", "Journal", "read_journal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The journal as read. `bad_lines`: 1-based numbers of damaged lines. `torn`: bytes after the last line end."""
+
+    records: tuple[dict[str, Any], ...]
+    bad_lines: tuple[int, ...]
+    size: int
+    torn: int
+
+    @property
+    def head(self) -> dict[str, Any] | None:
+        """The description of the trace (format, version, attributes, root files), None if its line is damaged."""
+        return self.records[0] if self.records and self.records[0]["seq"] == 0 else None
+
+    def episodes(self) -> dict[str, dict[str, Any]]:
+        """Episode id -> its latest record, in committed order."""
+        found: dict[str, dict[str, Any]] = {}
+        for record in self.records:
+            if record["kind"] == "episode":
+                found[record["info"]["id"]] = record
+            elif record["kind"] == "removed":
+                found.pop(record["id"], None)
+        return found
+
+
+def read_journal(root: Path) -> Journal:
+    """The journal of the store at `root`; raises FileNotFoundError if there is none."""
+    data = commits_file(root).read_bytes()
+    *lines, rest = data.split(b"\n")
+    records, bad = [], []
+    for number, line in enumerate(lines):
+        record = unseal(line + b"\n")
+        if record is None or record["seq"] != number:
+            bad.append(number + 1)
+        else:
+            records.append(record)
+    return Journal(tuple(records), tuple(bad), len(data) - len(rest), len(rest))
+
+
+class Commits:
+    """The journal held open by the one writer: `next_seq` numbers its next line, `episodes` are the ids it has."""
+
+    def __init__(self, root: Path, journal: Journal) -> None:
+        """Continue `journal`; what a crash left of an uncommitted line is cut off. Raises OSError."""
+        self._descriptor = files.append_to(commits_file(root))
+        self._size = journal.size
+        self._torn = journal.torn > 0
+        self.next_seq = len(journal.records)
+        self.episodes = set(journal.episodes())
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line; it is on the disk when this returns. On OSError nothing was committed."""
+        line = seal({**record, "seq": self.next_seq})
+        self._cut()
+        self._torn = True
+        try:
+            files.write(self._descriptor, [line])
+            files.sync(self._descriptor)
+        except OSError:
+            with suppress(OSError):  # if even this fails, the next line is not written before it has succeeded
+                self._cut()
+            raise
+        self._torn = False
+        self._size += len(line)
+        self.next_seq += 1
+        if record["kind"] == "episode":
+            self.episodes.add(record["info"]["id"])
+
+    def close(self) -> None:
+        """Release the file."""
+        files.close(self._descriptor)
+
+    def _cut(self) -> None:
+        if self._torn:
+            files.truncate(self._descriptor, self._size)
+            self._torn = False

@@ -1,0 +1,61 @@
+"""Where things stand inside a store.
+
+    zarr.json                       the root group; its attributes are those of the trace
+    episodes/<id>/<key>/            committed episodes: one zarr array per key, one shard file per array
+    journal/commits.jsonl           the commit journal: what exists, in committed order
+    journal/manifests/<id>@<n>.json every file of the episode that journal line n commits, with size and CRC
+    journal/running/<id>/           an episode that is being written; <id>.jsonl beside it logs its steps
+    journal/set_aside/              damaged data that `repair` took out of the way
+    journal/lock                    held by the one writer
+
+The folder `journal` is an empty zarr array to zarr, so that plain zarr lists the episodes and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "commits_file",
+    "episodes_folder",
+    "lock_file",
+    "manifest_file",
+    "running_folder",
+    "set_aside_folder",
+    "steps_log",
+]
+
+
+def commits_file(root: Path) -> Path:
+    """The commit journal."""
+    return root / "journal" / "commits.jsonl"
+
+
+def lock_file(root: Path) -> Path:
+    """The file whose lock makes a process the writer."""
+    return root / "journal" / "lock"
+
+
+def manifest_file(root: Path, episode: str, seq: int) -> Path:
+    """The list of all files of an episode as committed by journal line `seq`."""
+    return root / "journal" / "manifests" / f"{episode}@{seq}.json"
+
+
+def episodes_folder(root: Path) -> Path:
+    """Where the committed episodes are."""
+    return root / "episodes"
+
+
+def running_folder(root: Path) -> Path:
+    """Where episodes are until they are committed."""
+    return root / "journal" / "running"
+
+
+def steps_log(root: Path, episode: str) -> Path:
+    """The log of the steps of a running episode."""
+    return running_folder(root) / f"{episode}.jsonl"
+
+
+def set_aside_folder(root: Path) -> Path:
+    """Where `repair` puts what it takes out of the way."""
+    return root / "journal" / "set_aside"

@@ -1,0 +1,198 @@
+"""Reading a trace. What is returned was checked on the way from the disk: journal line, manifest, metadata, chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.errors import TraceError
+from tracekit.store import lock
+from tracekit.store.identity import TRACE_FORMAT, check_identity, open_journal
+from tracekit.store.metadata import ArrayDocument, parse_array, shard_name
+from tracekit.store.places import episodes_folder, manifest_file, running_folder
+from tracekit.store.schema import ArraySpec, EpisodeInfo
+from tracekit.store.sealed import crc32c, unseal
+from tracekit.store.shards import ShardReader
+
+__all__ = ["Episode", "Trace"]
+
+_MOVE_TRIES = 100
+
+
+class Trace:
+    """The committed episodes of a store, as they were when it was opened; made by `Trace.open`."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Use `Trace.open`."""
+        self.path = path
+        self.attributes = attributes
+        self._records = records
+        self.episodes: tuple[EpisodeInfo, ...] = tuple(EpisodeInfo.from_json(r["info"]) for r in records.values())
+        """Every committed episode, in the order in which they were committed."""
+
+    @classmethod
+    def open(cls, path: str | Path, format: str = TRACE_FORMAT) -> Self:  # noqa: A002 - as the attribute
+        """The store at `path`, which another process may be writing.
+
+        Reads the journal only. Raises TraceError for a path that is no store of this format (saying what it is), for an
+        unknown major version, and for a damaged journal.
+        """
+        root = Path(path)
+        try:
+            head = check_identity(root, format)
+            return cls(root, head["attributes"], open_journal(root, format).episodes())
+        except OSError as error:
+            raise TraceError(f"{root}: cannot be read: {error.strerror}; check the path and its rights") from error
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all committed episodes on the disk."""
+        return sum(info.nbytes for info in self.episodes)
+
+    def episode(self, name: str) -> Episode:
+        """The episode whose id is `name`; raises TraceError if there is none or its manifest is damaged."""
+        if name not in self._records:
+            near = get_close_matches(name, self._records, 3) or list(self._records)[:3]
+            others = f"it has {len(self._records)}, such as {', '.join(near)}" if near else "it has none"
+            raise TraceError(f"{self.path}: no episode {name!r}; {others}")
+        return Episode(self.path, self._records[name])
+
+
+class Episode:
+    """One committed episode. Arrays are read when asked for; `read` returns (steps, …), fresh and writable."""
+
+    def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
+        """Use `Trace.episode`."""
+        self.info = EpisodeInfo.from_json(record["info"])
+        self._root = root
+        path = manifest_file(root, self.info.id, record["seq"])
+        data = _checked(path, record["manifest"]["size"], record["manifest"]["crc32c"])
+        manifest = unseal(data)
+        if manifest is None:
+            raise _damaged(path, "is damaged")
+        self._files: dict[str, tuple[int, int]] = {name: (size, crc) for name, (size, crc) in manifest["files"].items()}
+        self._places: dict[str, tuple[str, int | None]] = {
+            key: (at, col) for key, (at, col) in manifest["keys"].items()
+        }
+        self._folder = _folder_of(root, self.info.id)
+        self._documents: dict[str, ArrayDocument] = {}
+        self._shards: dict[str, ShardReader] = {}
+        self._tables: dict[str, npt.NDArray[Any]] = {}
+
+    def keys(self) -> tuple[str, ...]:
+        """Every key of the episode, sorted."""
+        return tuple(sorted(self._places))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def spec(self, key: str) -> ArraySpec:
+        """What `key` is (per step); raises TraceError if the episode lacks it or its metadata is damaged."""
+        name, column = self._place(key)
+        document = self._document(name)
+        return document.spec if column is None else document.columns[column][1]
+
+    def present(self, key: str) -> npt.NDArray[np.bool_]:
+        """(steps,) which steps have `key`: all, unless it is optional."""
+        name, _ = self._place(key)
+        document = self._document(name)
+        if not document.spec.optional or not document.spec.row_nbytes:
+            return np.ones(document.rows, np.bool_)
+        return self._shard(name, document).present
+
+    def read(self, key: str, step: int | None = None) -> npt.NDArray[Any]:
+        """All steps of `key`, (steps, …), or one step (…), counted from 0. bfloat16 comes as its uint16 bits.
+
+        Absent steps of an optional key read as NaN (0 for integers, False for booleans) unless asked for by number.
+        Raises TraceError if the episode lacks the key or the step, or if what is stored is not what was written.
+        """
+        name, column = self._place(key)
+        document = self._document(name)
+        if step is not None and not 0 <= step < document.rows:
+            raise TraceError(
+                f"{self._root}: {key!r} of episode {self.info.id!r} has {document.rows} {document.rows_axis}s, "
+                f"there is no {document.rows_axis} {step}; they count from 0"
+            )
+        if column is not None:
+            if name not in self._tables:
+                self._tables[name] = self._read_rows(name, document, None)
+            values = self._tables[name][:, column]
+            return np.array(values if step is None else values[step])
+        if step is None:
+            return self._read_rows(name, document, None)
+        return np.asarray(self._read_rows(name, document, step)[0, ...])
+
+    def _read_rows(self, name: str, document: ArrayDocument, step: int | None) -> npt.NDArray[Any]:
+        spec = document.spec
+        count = document.rows if step is None else 1
+        if not spec.row_nbytes or not document.rows:
+            return np.empty((count, *spec.shape), spec.storage)
+        shard = self._shard(name, document)
+        rows = np.arange(document.rows) if step is None else np.array([step])
+        present = shard.present[rows]
+        if present.all():
+            out = np.empty((count, *spec.shape), spec.storage)
+            shard.read(rows, out)
+            return out
+        if step is not None:
+            raise TraceError(f"{self._root}: step {step} of episode {self.info.id!r} has no {name!r}; see present()")
+        found = np.empty((int(present.sum()), *spec.shape), spec.storage)
+        shard.read(rows[present], found)
+        out = np.full((count, *spec.shape), spec.fill, spec.storage)
+        out[present] = found
+        return out
+
+    def _place(self, key: str) -> tuple[str, int | None]:
+        if key not in self._places:
+            parts = sorted({other.partition("/")[0] for other in self._places})
+            near = get_close_matches(key, self._places, 1)
+            raise TraceError(
+                f"{self._root}: the trace lacks {key!r} in episode {self.info.id!r}"
+                f"{f' (did you mean {near[0]!r}?)' if near else ''}; it has the parts {', '.join(parts) or 'none'}; "
+                f"record again with {key.partition('/')[0]} in the capture specification"
+            )
+        return self._places[key]
+
+    def _document(self, name: str) -> ArrayDocument:
+        if name not in self._documents:
+            path = f"{name}/zarr.json"
+            data = _checked(self._folder / path, *self._files[path])
+            self._documents[name] = parse_array(data, f"{self._root}: {name!r} of episode {self.info.id!r}")
+        return self._documents[name]
+
+    def _shard(self, name: str, document: ArrayDocument) -> ShardReader:
+        if name not in self._shards:
+            path = self._folder / name / shard_name(document.spec)
+            self._shards[name] = ShardReader(path, document.spec, document.rows)
+        return self._shards[name]
+
+
+def _folder_of(root: Path, episode: str) -> Path:
+    """The episode's folder: the final one, or, if a crash came between commit and move, the running one."""
+    final = episodes_folder(root) / episode
+    for _ in range(_MOVE_TRIES):
+        if final.is_dir() or not lock.is_held(root):
+            break
+        time.sleep(0.01)  # a live writer moves it within milliseconds of the commit
+    return final if final.is_dir() else running_folder(root) / episode
+
+
+def _checked(path: Path, size: int, crc: int) -> bytes:
+    """The contents of a small file, if they are exactly what was committed; raises TraceError if not."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from error
+    if len(data) != size or crc32c(data) != crc:
+        raise _damaged(path, "is damaged")
+    return data
+
+
+def _damaged(path: Path, what: str) -> TraceError:
+    return TraceError(f"{path} {what}; run `tracekit verify` and `tracekit repair` on the trace")

@@ -1,0 +1,168 @@
+"""Creating a trace, or continuing one: the single writer of a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tracekit.digest import canonical_json
+from tracekit.errors import TraceError
+from tracekit.store import files, lock
+from tracekit.store.committing import finish_moves
+from tracekit.store.episode_writer import EpisodeWriter
+from tracekit.store.identity import TRACE_FORMAT, VERSION, check_identity, open_journal
+from tracekit.store.journal import Commits, read_journal
+from tracekit.store.metadata import ArrayDocument, array_document, group_document
+from tracekit.store.places import commits_file, episodes_folder, lock_file, running_folder, steps_log
+from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_schema
+from tracekit.store.sealed import crc32c, seal
+
+__all__ = ["TraceWriter", "root_files"]
+
+
+class TraceWriter:
+    """The one writer of a store; made by `create` or `append`, released by `close` or leaving a `with` block."""
+
+    def __init__(self, root: Path, attributes: Mapping[str, Any], lock_held: int, commits: Commits) -> None:
+        """Use `create` or `append`."""
+        self.path = root
+        self.attributes = attributes
+        self._lock = lock_held
+        self._commits = commits
+
+    @classmethod
+    def create(cls, path: str | Path, attributes: Mapping[str, Any], format: str = TRACE_FORMAT) -> Self:  # noqa: A002
+        """A new, empty store at `path` with these root attributes (plain values).
+
+        It appears at `path` complete or not at all. Raises TraceError if `path` exists or cannot be made, TracekitError
+        if an attribute is no plain value.
+        """
+        root = Path(path)
+        if root.exists():
+            raise TraceError(f"{root} exists already; choose another path, or append to it if it is a trace")
+        contents = root_files(attributes, format)
+        head = {
+            "kind": "trace",
+            "format": format,
+            "version": VERSION,
+            "attributes": attributes,
+            "files": {name: [len(data), crc32c(data)] for name, data in contents.items()},
+        }
+        new = root.with_name(f".{root.name}.{os.getpid()}.new")
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            held = _lay_out(new, contents, seal({**head, "seq": 0}))
+            files.rename(new, root)
+            files.sync_folder(root.parent)
+        except OSError as error:
+            files.remove_tree(new)
+            raise TraceError(f"{root}: cannot create a trace there: {error.strerror}; choose another path") from error
+        return cls(root, attributes, held, Commits(root, read_journal(root)))
+
+    @classmethod
+    def append(
+        cls,
+        path: str | Path,
+        attributes: Mapping[str, Any],
+        match: Sequence[str] = (),
+        format: str = TRACE_FORMAT,  # noqa: A002 - it is what the store's attributes call it
+    ) -> Self:
+        """Continue the store at `path`, if its attributes at the dotted keys `match` are those of `attributes`.
+
+        Raises TraceError for a path that is no store of this format, a damaged journal, another writer, or, naming the
+        first of the keys, attributes that differ.
+        """
+        root = Path(path)
+        head = check_identity(root, format, writing=True)
+        for key in match:
+            stored, given = _look_up(head["attributes"], key), _look_up(attributes, key)
+            if canonical_json(stored) != canonical_json(given):
+                raise TraceError(
+                    f"{root}: {key} is {_brief(stored)} in the trace but {_brief(given)} now; "
+                    "record into a new trace, or restore that setting"
+                )
+        held = lock.acquire(root)
+        try:
+            journal = open_journal(root, format)
+            finish_moves(root, journal)
+            return cls(root, head["attributes"], held, Commits(root, journal))
+        except OSError as error:
+            lock.release(held)
+            raise TraceError(f"{root}: cannot be continued: {error.strerror}; check the disk and its rights") from error
+        except TraceError:
+            lock.release(held)
+            raise
+
+    def episode(self, info: EpisodeInfo, schema: Mapping[str, ArraySpec]) -> EpisodeWriter:
+        """Start an episode that stores `schema` (key -> array); use it as a `with` block.
+
+        Raises TraceError, with nothing written, if the id is there already or a name cannot be stored.
+        """
+        check_id(info.id)
+        check_schema(schema)
+        if info.id in self._commits.episodes:
+            raise TraceError(f"{self.path}: episode {info.id!r} is there already; give the new one another id")
+        if steps_log(self.path, info.id).exists() or (running_folder(self.path) / info.id).exists():
+            raise TraceError(
+                f"{self.path}: episode {info.id!r} was started before and not finished; "
+                "run `tracekit repair` on the trace, or give the new one another id"
+            )
+        canonical_json([info.to_json(), [spec.to_json() for spec in schema.values()]])
+        try:
+            return EpisodeWriter(self.path, self._commits, info, schema)
+        except OSError as error:
+            raise TraceError(
+                f"{self.path}: cannot start episode {info.id!r}: {error.strerror}; check the disk"
+            ) from error
+
+    def close(self) -> None:
+        """Let the next writer in. Closing twice is fine."""
+        if self._lock >= 0:
+            self._commits.close()
+            lock.release(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def root_files(attributes: Mapping[str, Any], name: str) -> dict[str, bytes]:
+    """Path -> contents of the metadata that a store has before its first episode."""
+    about = "Commit journal, manifests and running episodes of the trace store; not an array to read."
+    journal = ArrayDocument(ArraySpec("uint8", attributes={"description": about}), 0)
+    return {
+        "zarr.json": group_document({**attributes, "format": name, "version": VERSION}),
+        "episodes/zarr.json": group_document({}),
+        "journal/zarr.json": array_document(journal),
+    }
+
+
+def _lay_out(root: Path, contents: Mapping[str, bytes], head: bytes) -> int:
+    """Write an empty store to the folder `root`, all of it on the disk; returns the writer's lock."""
+    files.remove_tree(root)
+    for folder in (root, episodes_folder(root), root / "journal", running_folder(root), root / "journal" / "manifests"):
+        files.make_folder(folder)
+    for path, data in {**{root / name: data for name, data in contents.items()}, commits_file(root): head}.items():
+        files.replace(path, data)
+    held = lock.acquire(root)
+    files.sync_folder(lock_file(root).parent)
+    return held
+
+
+def _look_up(attributes: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        attributes = attributes.get(part) if isinstance(attributes, Mapping) else None
+    return attributes
+
+
+def _brief(value: Any) -> str:
+    text = canonical_json(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."
