@@ -7,18 +7,40 @@ whole memory between the steps of an episode, the key is the only source of rand
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bits", "Decision", "DecisionKey", "Observes", "Pruner", "Shape", "Unprojected"]
+__all__ = [
+    "Bits",
+    "Decision",
+    "DecisionKey",
+    "Observes",
+    "Pruner",
+    "Reads",
+    "Shape",
+    "StageTimer",
+    "Unprojected",
+    "untimed",
+]
 
 Bits = npt.NDArray[np.uint8]
 """Candidate sets as bits per patch: 0 nothing, 1 = {2D}, 2 = {3D}, 3 = {2D, 3D}."""
 
 Observes = Literal["none", "embeddings", "in_network", "forward"]
+Reads = Literal["nothing", "scores", "observables"]
+StageTimer = Callable[[Any], AbstractContextManager[None]]
+"""Opens a stage of the decision (`stage3`, `stage1`, `stage2`, `fuse`), so that its cost can be attributed."""
+
+
+def untimed(_stage: str) -> AbstractContextManager[None]:
+    """The `StageTimer` that measures nothing."""
+    return nullcontext()
+
+
 Unprojected = Literal["keep", "drop", "random"]
 
 
@@ -54,7 +76,8 @@ class Decision:
     `pruned`: False where the rule says that nothing is pruned at this step (cold start).
     Why, for patch-wise rules (else None): `s1`, `s2` candidate sets (`Bits`), `cluster` (N_2D,) int8 with 0 background,
     1 robot, 2 object, `conflict` (N_2D,) bool, and `margins`: name -> (N_2D,) float64 signed distance to each threshold
-    that was tested (NaN where it was not).
+    that was tested (NaN where it was not). `notes`: numbers about the whole step, such as the pruning rate that a budget
+    aimed at and the one that it reached.
     """
 
     keep_2d: npt.NDArray[np.bool_]
@@ -67,21 +90,27 @@ class Decision:
     cluster: npt.NDArray[np.int8] | None = None
     conflict: npt.NDArray[np.bool_] | None = None
     margins: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Pruner:
     """One pruning method: its configuration class, what it needs, and its pure functions.
 
-    `requires(config)`: names of the per-patch scores (fields of `Scores`) or observables it reads. `observes`: which
-    forward pass it must see; only `forward` chooses between `current` and `lagged`. `needs_points` and
-    `needs_pinned_fps` are refused by name where the policy or the configuration cannot give them.
-    `initial_state(config, shape)` starts an episode; `decide(scores, state, config, key, shape)` is pure.
+    `reads`: what the first argument of `decide` is: None, a `Scores`, or an `Observables`. `requires(config)`: names of
+    the fields of it that are read. `observes`: which forward pass it must see; only `forward` chooses between `current`
+    and `lagged`. `needs_points` and `needs_pinned_fps` are refused by name where the policy or the configuration cannot
+    give them. `initial_state(config, shape)` starts an episode and refuses a configuration that does not fit the shape.
+
+    `decide(seen, state, config, key, shape, *, observed, patch, stage) -> (Decision, state)` is pure. Its keywords are
+    optional: `observed` (N_2D,) bool, the patches whose tokens were all kept when `seen` was taken (None: all);
+    `patch` (N_3D,) int32, point token -> patch at the step that is decided; `stage`, a `StageTimer`.
     """
 
     kind: str
     config: type
     observes: Observes
+    reads: Reads
     requires: Callable[[Any], frozenset[str]]
     initial_state: Callable[[Any, Shape], Any]
     decide: Callable[..., tuple[Decision, Any]]

@@ -1,0 +1,97 @@
+"""The plain numbers and arrays that the compiled stages of Algorithm 1 work on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["INDICATORS", "MARGINS", "Memory", "Outcome", "Rule", "Seen", "new_outcome"]
+
+INDICATORS = ("m_2d_s1", "m_3d_s1", "m_2d_s2", "m_3d_s2", "cluster_score")
+"""What stage 3 smooths, in the order of the first axis of `Memory.smoothed`."""
+
+MARGINS = ("tau_2d", "tau_3d", "cluster", "mu_2d", "mu_3d", "object_2d", "object_3d", "draw")
+"""Thresholds that are tested, in the order of the margin axis."""
+
+
+class Rule(NamedTuple):
+    """`TriStageConfig` as numbers. Choices are indices into the option's list of values."""
+
+    s1: bool
+    s2: bool
+    s3: bool
+    prune_2d: bool
+    prune_3d: bool
+    has_points: bool
+    tau_2d: float
+    tau_3d: float
+    beta: float
+    k: int
+    window_mean: bool
+    clamp: bool
+    separate: bool
+    smoothed_clusters: bool
+    inverse: bool
+    baseline: int
+    quantiles: bool
+    object_2d_min: float
+    object_3d_max: float
+    background_rate: float
+    draw: int
+    robot_keeps_2d: bool
+    protect: int
+
+
+class Seen(NamedTuple):
+    """The scores of one step, float32 (N,) each, `points` int32 (N,)."""
+
+    norm_2d: npt.NDArray[np.float32]
+    norm_3d: npt.NDArray[np.float32]
+    attention_2d: npt.NDArray[np.float32]
+    attention_3d: npt.NDArray[np.float32]
+    ortho_3d: npt.NDArray[np.float32]
+    points: npt.NDArray[np.int32]
+
+
+class Memory(NamedTuple):
+    """What Algorithm 1 remembers of an episode, per patch; the compiled stages write into it.
+
+    `smoothed`: (5, N) float64, X̂ of the `INDICATORS`. `updates`: (N,) int64, n_p: how often the patch was observed.
+    `attention`: (2, N) float64, the last observed ‖α_2D‖₁ and ‖α_3D‖₁. `points`: (N,) int32, its last observed point
+    count. `window`: (k, 5, N) float64, the last k observed values as a ring, oldest next to be overwritten; (0, 5, N)
+    unless the sliding mean is asked for.
+    """
+
+    smoothed: npt.NDArray[np.float64]
+    updates: npt.NDArray[np.int64]
+    attention: npt.NDArray[np.float64]
+    points: npt.NDArray[np.int32]
+    window: npt.NDArray[np.float64]
+
+
+class Outcome(NamedTuple):
+    """What Algorithm 1 answers for one step, (N,) each; `margins`: (8, N) float64 in the order of `MARGINS`."""
+
+    s1: npt.NDArray[np.uint8]
+    s2: npt.NDArray[np.uint8]
+    cluster: npt.NDArray[np.int8]
+    conflict: npt.NDArray[np.bool_]
+    keep_2d: npt.NDArray[np.bool_]
+    keep_3d: npt.NDArray[np.bool_]
+    margins: npt.NDArray[np.float64]
+
+
+def new_outcome(*shape: int) -> Outcome:
+    """Arrays for an outcome of `shape` (N,) or (steps, N): everything kept, no margin tested."""
+    *steps, patches = shape
+    return Outcome(
+        s1=np.full(shape, 3, np.uint8),
+        s2=np.full(shape, 3, np.uint8),
+        cluster=np.full(shape, -1, np.int8),
+        conflict=np.zeros(shape, np.bool_),
+        keep_2d=np.ones(shape, np.bool_),
+        keep_3d=np.ones(shape, np.bool_),
+        margins=np.full((*steps, len(MARGINS), patches), np.nan),
+    )

@@ -1,0 +1,186 @@
+"""Exact one-dimensional k-means: the global optimum over all cuts of the sorted values, compared without rounding.
+
+In one dimension the optimal clusters are intervals. With S and n the sum and size of a cluster, the cost is
+Σv² − ΣS²/n, so the best cuts maximise ΣS²/n. The best lower cut never moves left when a prefix grows (the cost is Monge),
+which is what the search over halving strides uses. Values are fixed-point integers (see `fixed_point`), objectives are
+compared in float64 where they are clearly apart, and as exact fractions where they are not. So equal values always share a
+cluster, equal costs are recognised, and of those the lowest cuts win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.pruning._compile import compiled
+from tracekit.pruning.fixed_point import MAX_TERMS, fixed, unit_exponent, unscale
+
+__all__ = ["Clusters", "kmeans_1d", "partition"]
+
+Integers = npt.NDArray[np.int64]
+
+_CLEARLY_APART = 2.0**-46
+"""Relative difference beyond which two objectives, each within 2⁻⁴⁹ of its true value, cannot be equal."""
+
+_DIGIT = 31
+_MASK = (1 << _DIGIT) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """`labels`: (n,) int8 rank of each value's cluster, 0 the lowest. `centroids`: (c,) float64, ascending, c ≤ K."""
+
+    labels: npt.NDArray[np.int8]
+    centroids: npt.NDArray[np.float64]
+
+
+def kmeans_1d(values: npt.NDArray[np.floating], clusters: int = 3) -> Clusters:
+    """Globally optimal clusters of `values` (n,), finite and ≥ 0, n ≤ 4096; as many as there are distinct values, at most K.
+
+    Raises ValueError for anything else; `clusters` may be 1, 2 or 3.
+    """
+    given = np.asarray(values, np.float64)
+    if given.ndim != 1 or not 1 <= given.size <= MAX_TERMS or not np.isfinite(given).all() or given.min() < 0:
+        raise ValueError(f"values of shape {given.shape}: give 1 to {MAX_TERMS} finite numbers that are not negative")
+    if not 1 <= clusters <= 3:
+        raise ValueError(f"clusters = {clusters}: 1, 2 or 3")
+    labels = np.empty(given.size, np.int8)
+    centroids = np.zeros(3)
+    count = partition(given, clusters, labels, centroids)
+    return Clusters(labels, centroids[:count])
+
+
+@compiled
+def partition(
+    values: npt.NDArray[np.float64], clusters: int, labels: npt.NDArray[np.int8], centroids: npt.NDArray[np.float64]
+) -> int:
+    """`kmeans_1d` into given arrays: `labels` (n,) int8 and the first entries of `centroids` (3,); returns how many."""
+    exponent = unit_exponent(values)
+    integers = np.empty(values.size, np.int64)
+    for index in range(values.size):
+        integers[index] = fixed(values[index], exponent)
+    ordered = np.sort(integers)
+    lowest = ordered[0]
+    distinct = np.empty(ordered.size, np.int64)
+    sums = np.zeros(ordered.size + 1, np.int64)  # of the first so many distinct values, each minus the lowest
+    sizes = np.zeros(ordered.size + 1, np.int64)
+    count = 0
+    for value in ordered:
+        if count == 0 or value != distinct[count - 1]:
+            distinct[count] = value
+            count += 1
+            sums[count] = sums[count - 1]
+            sizes[count] = sizes[count - 1]
+        sums[count] += value - lowest
+        sizes[count] += 1
+    found = min(clusters, count)
+    first, second = _cuts(sums[: count + 1], sizes[: count + 1], found)
+    for index in range(values.size):
+        above_first = first < count and integers[index] >= distinct[first]
+        above_second = second < count and integers[index] >= distinct[second]
+        labels[index] = int(above_first) + int(above_second)
+    edges = (0, first, second, count)
+    for cluster in range(found):
+        start, stop = edges[cluster], edges[cluster + 1]
+        size = sizes[stop] - sizes[start]
+        centroids[cluster] = unscale(sums[stop] - sums[start] + size * lowest, size, exponent)
+    return found
+
+
+@compiled
+def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
+    """The best (first, second) with clusters [0, first), [first, second), [second, count) of the distinct values.
+
+    `sums`, `sizes`: (count + 1,) over the first so many distinct values. With fewer clusters the last ones are empty.
+    """
+    count = sums.size - 1
+    if clusters == 1:
+        return count, count
+    inverse = 1.0 / np.arange(sizes[count] + 1)
+    if clusters == 2:
+        return _best_first(sums, sizes, inverse, count, 1, count - 1)[0], count
+    lower = np.ones(count + 1, np.int64)  # best first cut of every prefix, and what it attains
+    attained = np.zeros(count + 1)
+    stride = 1
+    while 2 * stride <= count:
+        stride *= 2
+    while stride:
+        for prefix in range(stride, count, 2 * stride):
+            if prefix >= 2:
+                high = lower[prefix + stride] if prefix + stride < count else prefix - 1
+                low = lower[prefix - stride]
+                lower[prefix], attained[prefix] = _best_first(sums, sizes, inverse, prefix, low, min(high, prefix - 1))
+        stride //= 2
+    best, best_value = 2, -1.0
+    for second in range(2, count):
+        rest = float(sums[count] - sums[second])
+        value = attained[second] + rest * rest * inverse[sizes[count] - sizes[second]]
+        apart = value - best_value
+        if apart > _CLEARLY_APART * value or (
+            apart >= -_CLEARLY_APART * value
+            and _exactly_greater(sums, sizes, count, lower[second], second, lower[best], best)
+        ):
+            best, best_value = second, value
+    return lower[best], best
+
+
+@compiled
+def _best_first(
+    sums: Integers, sizes: Integers, inverse: npt.NDArray[np.float64], prefix: int, low: int, high: int
+) -> tuple[int, float]:
+    """The lowest best cut in low ... high of the first `prefix` distinct values into two clusters, and its ΣS²/n."""
+    best, best_value = low, -1.0
+    for first in range(low, high + 1):
+        below, above = float(sums[first]), float(sums[prefix] - sums[first])
+        value = below * below * inverse[sizes[first]] + above * above * inverse[sizes[prefix] - sizes[first]]
+        apart = value - best_value
+        if apart > _CLEARLY_APART * value or (
+            apart >= -_CLEARLY_APART * value and _exactly_greater(sums, sizes, prefix, first, prefix, best, prefix)
+        ):
+            best, best_value = first, value
+    return best, best_value
+
+
+@compiled
+def _exactly_greater(sums: Integers, sizes: Integers, stop: int, i: int, j: int, i_best: int, j_best: int) -> bool:
+    digits, part, parts = _exact_objective(sums, sizes, stop, i, j)
+    best_digits, best_part, best_parts = _exact_objective(sums, sizes, stop, i_best, j_best)
+    for index in range(digits.size - 1, -1, -1):
+        if digits[index] != best_digits[index]:
+            return bool(digits[index] > best_digits[index])
+    return bool(part * best_parts > best_part * parts)  # below 2⁶³: parts ≤ (4096/3)³ < 2³²
+
+
+@compiled
+def _exact_objective(sums: Integers, sizes: Integers, stop: int, i: int, j: int) -> tuple[Integers, int, int]:
+    """ΣS²/n as whole + part/parts: `whole` in base-2³¹ digits, lowest first, and part < parts = the product of the sizes."""
+    edges = (0, i, j, stop)
+    digits = np.zeros(6, np.int64)
+    part, parts = np.int64(0), np.int64(1)
+    for cluster in range(3):
+        start, end = edges[cluster], edges[cluster + 1]
+        size = sizes[end] - sizes[start]
+        if size == 0:
+            continue
+        high, low = (sums[end] - sums[start]) >> _DIGIT, (sums[end] - sums[start]) & _MASK
+        square = np.zeros(4, np.int64)
+        square[0] = low * low & _MASK
+        cross = (low * low >> _DIGIT) + (high * low & _MASK) * 2
+        square[1] = cross & _MASK
+        upper = high * high + (high * low >> _DIGIT) * 2 + (cross >> _DIGIT)
+        square[2] = upper & _MASK
+        square[3] = upper >> _DIGIT
+        remainder = np.int64(0)
+        for index in range(3, -1, -1):
+            chunk = (remainder << _DIGIT) | square[index]
+            digits[index] += chunk // size
+            remainder = chunk % size
+        part = part * size + remainder * parts
+        parts *= size
+    digits[0] += part // parts
+    for index in range(digits.size - 1):
+        digits[index + 1] += digits[index] >> _DIGIT
+        digits[index] &= _MASK
+    return digits, part % parts, parts
