@@ -18,7 +18,7 @@ TOWER = 672
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A pinhole camera: cam = (X - translation) @ rotation, u = fx·x/z + cx, v = fy·y/z + cy (pixels of width x height).
+    """A pinhole camera: cam = (X - translation) @ rotation, u = fx·x/z + cx, v = fy·y/z + cy, in pixels.
 
     `rotation`: 3 x 3 rows, camera axes as columns in world coordinates (x right, y down, z forward when fx, fy > 0);
     `translation`: camera centre in world coordinates, metres. `epsilon` is added to z before the division (the public
@@ -35,8 +35,8 @@ class Camera:
     translation: tuple[float, float, float]
     epsilon: float = 0.0
 
-    def patches(self, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int32]:
-        """Patch index 16·row + column of world `points` ((N, 3), metres), -1 where the camera does not see the point.
+    def raster(self, points: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Row and column ((N, 2), clamped to the raster) of world `points` ((N, 3), metres), and whether each is seen.
 
         The image is stretched to 672 x 672; row and column are floors of v/42 and u/42; a point is seen iff z > 0 and
         0 <= u, v < 672. Float32 arithmetic, as the release computes it.
@@ -48,10 +48,13 @@ class Camera:
             u = (np.float32(self.fx) * cam[:, 0] / z + np.float32(self.cx)) * np.float32(TOWER / self.width)
             v = (np.float32(self.fy) * cam[:, 1] / z + np.float32(self.cy)) * np.float32(TOWER / self.height)
             seen = (cam[:, 2] > 0) & (u >= 0) & (u < TOWER) & (v >= 0) & (v < TOWER)
-        side = TOWER // GRID
-        column = np.floor(np.where(seen, u, 0) / side).astype(np.int32)
-        row = np.floor(np.where(seen, v, 0) / side).astype(np.int32)
-        return np.where(seen, row * GRID + column, -1).astype(np.int32)
+        pixels = np.clip(np.nan_to_num(np.stack([v, u], axis=1)), 0, TOWER - 1)
+        return np.floor(pixels / (TOWER // GRID)).astype(np.int32), seen
+
+    def patches(self, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int32]:
+        """(N,) patches 16·row + column of world `points` ((N, 3), metres), -1 where a point is not seen."""
+        cell, seen = self.raster(points)
+        return np.where(seen, cell[:, 0] * GRID + cell[:, 1], -1).astype(np.int32)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for attributes."""

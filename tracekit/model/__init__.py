@@ -12,6 +12,7 @@ from tracekit.model.cameras import CAMERAS
 from tracekit.model.checkpoint import initialise, is_policy_directory, load_policy_directory, save_policy
 from tracekit.model.config import MLAConfig, Normalisation, mla_7b, reference
 from tracekit.model.policy import MLA, MLATokens
+from tracekit.model.release import ReleaseOptions, is_run_directory, load_release
 from tracekit.model.text import IdTable, TextTokenizer, WordTokenizer
 from tracekit.model.vocabulary import REFERENCE_WORDS
 from tracekit.policy import Policy, Precision, register_policy
@@ -24,10 +25,12 @@ __all__ = [
     "MLAConfig",
     "MLATokens",
     "Normalisation",
+    "ReleaseOptions",
     "TextTokenizer",
     "WordTokenizer",
     "initialise",
     "load_directory",
+    "load_release",
     "mla_7b",
     "reference",
     "reference_policy",
@@ -41,7 +44,12 @@ def load_directory(path: Path, precision: Precision) -> Policy:
     """The policy stored in directory `path`, frozen at `precision`; raises PolicyError (one line) if it cannot be."""
     if is_policy_directory(path):
         return load_policy_directory(path).freeze(precision)
-    raise PolicyError(f"{path}: no policy here (no model.safetensors); give a directory that holds one")
+    if is_run_directory(path):
+        policy, _ = load_release(path)
+        return policy.freeze(precision)
+    raise PolicyError(
+        f"{path}: no policy here (neither model.safetensors nor a run of MLA); give a directory that holds one"
+    )
 
 
 def reference_policy(precision: Precision) -> MLA:

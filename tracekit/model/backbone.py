@@ -13,7 +13,7 @@ from torch.nn import functional
 from tracekit.errors import PolicyError
 from tracekit.model.layers import Linear, RMSNorm
 
-__all__ = ["Backbone", "CausalLM", "KVCache", "LayerCache", "rotate"]
+__all__ = ["Backbone", "CausalLM", "DecoderLayer", "KVCache", "LayerCache", "rotate"]
 
 
 class LayerCache:

@@ -70,8 +70,7 @@ def save_policy(policy: MLA, directory: Path) -> None:
     partial = directory.with_name(directory.name + f".partial-{os.getpid()}")
     partial.mkdir(parents=True)
     safetensors.torch.save_file(tensors, partial / WEIGHTS_FILE)
-    if policy.tokenizer is not None:
-        policy.tokenizer.save(partial)
+    policy.tokenizer.save(partial)
     (partial / CONFIG_FILE).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
     partial.rename(directory)
 
@@ -103,7 +102,7 @@ def load_policy_directory(directory: Path) -> MLA:
     return policy
 
 
-def blank_policy(config: MLAConfig, tokenizer: TextTokenizer | None, *, trained: bool) -> MLA:
+def blank_policy(config: MLAConfig, tokenizer: TextTokenizer, *, trained: bool) -> MLA:
     """A policy whose weights take no memory yet; `load_weights` must follow."""
     with torch.device("meta"):
         policy = MLA(config, tokenizer, trained=trained)

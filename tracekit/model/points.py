@@ -27,7 +27,7 @@ BETA = 100.0
 
 @dataclass(frozen=True, slots=True)
 class PointStage:
-    """Grouping of one stage, indices into its N points. `centres`: (M,) int64; `neighbours`: (M, k) int64, any order."""
+    """Grouping of one stage: indices of its points. `centres`: (M,) int64; `neighbours`: (M, k) int64, unordered."""
 
     centres: Tensor
     neighbours: Tensor

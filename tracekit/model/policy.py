@@ -61,7 +61,7 @@ class MLA(nn.Module):
     the identity and says whether results mean anything about tasks.
     """
 
-    def __init__(self, config: MLAConfig, tokenizer: TextTokenizer | None, *, trained: bool = False) -> None:
+    def __init__(self, config: MLAConfig, tokenizer: TextTokenizer, *, trained: bool = False) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.config = config
@@ -165,10 +165,6 @@ class MLA(nn.Module):
 
     def tokenize(self, observation: Observation) -> MLATokens:
         """Make an observation ready; raises PolicyError (one line) on a wrong shape or a missing modality."""
-        if self.tokenizer is None:
-            raise PolicyError(
-                f"policy {self.config.name!r} has no tokenizer; put LLaMA's tokenizer.json or a text_ids.json beside it"
-            )
         ids = self.tokenizer.encode(observation.instruction)
         text = len(ids) - 1
         if not 1 <= text <= self.config.max_text:
@@ -249,8 +245,6 @@ class MLA(nn.Module):
 
     def tail_rows(self, samples: Tensor, timesteps: Tensor) -> Tensor:
         """(B, 1 + T + 1, D) float32 rows for noisy actions `samples` (B, T, A) at diffusion steps `timesteps` (B,)."""
-        if self.tokenizer is None:
-            raise PolicyError(f"policy {self.config.name!r} has no tokenizer, which names the tail token; give it one")
         timestep = self.t_embedder(timesteps)[:, None]
         action = self.x_embedder(self._rounded(samples))
         tail = self.backbone.embed_tokens(torch.tensor([self.tokenizer.tail_id], device=samples.device))

@@ -146,8 +146,8 @@ class FileTokenizer:
         (directory / LLAMA_FILE).write_text(self._text, encoding="utf-8")
 
 
-def load_tokenizer(directory: Path) -> TextTokenizer | None:
-    """The tokenizer stored in `directory` (words, LLaMA file, or id table, in this order), or None."""
+def load_tokenizer(directory: Path) -> TextTokenizer:
+    """The tokenizer stored in `directory`: words, LLaMA file, or id table, in this order; else an empty id table."""
     if (directory / WORDS_FILE).is_file():
         return WordTokenizer(tuple(_read(directory / WORDS_FILE, "words", list)))
     if (directory / LLAMA_FILE).is_file():
@@ -155,7 +155,7 @@ def load_tokenizer(directory: Path) -> TextTokenizer | None:
     if (directory / TABLE_FILE).is_file():
         path = directory / TABLE_FILE
         return IdTable(_read(path, "text_ids", dict), _read(path, "tail_id", int))
-    return None
+    return IdTable({})
 
 
 def _read(path: Path, key: str, kind: type) -> Any:
