@@ -1,0 +1,313 @@
+"""Closing things on a hinge: a box, a laptop, a fridge. The twin stands open on the other side and has to stay open."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+from recorders.sim.geometry import Vector, frame_from, heading, quaternion_z
+from recorders.sim.palette import draw_colours, shade
+from recorders.sim.tasks.base import Disc, ToolPose, draw_opposite_azimuths
+from recorders.sim.world import World
+
+__all__ = ["BOX", "FRIDGE", "LAPTOP", "HingedKind", "HingedScenario", "draw_hinged"]
+
+CLOSED = 0.08
+"""Radians: a hinge below this angle counts as closed."""
+
+_GEOM_BOX = mujoco.mjtGeom.mjGEOM_BOX
+_WALL = 0.004
+_PUSH_AT = 0.80
+"""Share of the panel's length, from the hinge, at which the expert pushes."""
+
+_STANDOFF = 0.012
+"""Metres between the panel's middle plane and the tool centre point when the finger tip touches it."""
+
+_BEHIND = 0.06
+"""Metres the expert keeps from the panel before it starts to push."""
+
+
+@dataclass(frozen=True, slots=True)
+class HingedKind:
+    """Shape and placement of one kind of object. `half`: half extents (depth, width, height) in metres.
+
+    Object frame: x points away from the arm, the origin is the middle of the near edge on the table. A lid's hinge lies
+    along y on the near edge at `hinge_height`; a door's stands upright on the near edge's +y end.
+    """
+
+    sentences: tuple[str, ...]
+    half: tuple[float, float, float]
+    hinge_height: float
+    panel_length: float
+    panel_mass: float
+    friction: float
+    openings: tuple[float, float]
+    distance: float
+    apart: float
+    stride: float
+    nearest: float = 0.1
+    upright: bool = False
+    hollow: bool = True
+
+
+BOX = HingedKind(
+    sentences=(
+        "close the {} box",
+        "shut the {} box",
+        "put down the lid of the {} box",
+        "fold the lid onto the {} box",
+    ),
+    half=(0.085, 0.075, 0.05),
+    hinge_height=0.104,
+    panel_length=0.17,
+    panel_mass=0.10,
+    friction=0.15,
+    openings=(1.7, 2.0),
+    distance=0.44,
+    apart=0.60,
+    stride=0.065,
+)
+LAPTOP = HingedKind(
+    sentences=(
+        "close the {} laptop",
+        "shut the {} laptop",
+        "close the lid of the {} laptop",
+        "fold down the screen of the {} laptop",
+    ),
+    half=(0.080, 0.100, 0.009),
+    hinge_height=0.024,
+    panel_length=0.16,
+    panel_mass=0.10,
+    friction=0.15,
+    openings=(1.5, 1.9),
+    distance=0.43,
+    apart=0.70,
+    stride=0.065,
+    hollow=False,
+)
+FRIDGE = HingedKind(
+    sentences=(
+        "close the {} fridge",
+        "shut the {} fridge",
+        "close the door of the {} fridge",
+        "push the door of the {} fridge shut",
+    ),
+    half=(0.070, 0.085, 0.13),
+    hinge_height=0.13,
+    panel_length=0.17,
+    panel_mass=0.25,
+    friction=0.06,
+    openings=(0.8, 1.2),
+    distance=0.49,
+    apart=0.95,
+    stride=0.09,
+    nearest=0.35,
+    upright=True,
+)
+
+
+class _Placed(NamedTuple):
+    """One of the twins: body name, place about the base (radians, metres), yaw, hinge angle, colour name."""
+
+    name: str
+    azimuth: float
+    distance: float
+    yaw: float
+    opening: float
+    colour: str
+
+    @property
+    def hinge(self) -> str:
+        return f"{self.name}_hinge"
+
+    @property
+    def panel(self) -> str:
+        return f"{self.name}_panel"
+
+
+def draw_hinged(kind: HingedKind, rng: np.random.Generator) -> HingedScenario:
+    """Target and twin of one size on different sides: radius ± 3 cm, yaw ± 20 degrees, any opening of the kind."""
+    size = float(rng.uniform(0.93, 1.07))
+    colours = draw_colours(rng, 2)
+    placed = [
+        _Placed(
+            name=name,
+            azimuth=azimuth,
+            distance=kind.distance + float(rng.uniform(-0.03, 0.03)),
+            yaw=azimuth + float(rng.uniform(-0.35, 0.35)),
+            opening=float(rng.uniform(*kind.openings)),
+            colour=colour,
+        )
+        for name, azimuth, colour in zip(
+            ("target", "other_twin"), draw_opposite_azimuths(rng, kind.apart, kind.nearest), colours, strict=True
+        )
+    ]
+    sentence = kind.sentences[int(rng.integers(len(kind.sentences)))]
+    return HingedScenario(kind, size, placed[0], placed[1], sentence.format(colours[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class HingedScenario:
+    """Two open twins of `kind`, scaled by `size`; see `recorders.sim.tasks.base.Scenario` for the methods."""
+
+    kind: HingedKind
+    size: float
+    target: _Placed
+    twin: _Placed
+    instruction: str
+
+    @property
+    def colours(self) -> tuple[str, str]:
+        """Colour names of target and twin."""
+        return self.target.colour, self.twin.colour
+
+    @property
+    def footprints(self) -> tuple[Disc, ...]:
+        """The bodies, and the room in front of them in which the panel swings and the arm works."""
+        depth, width = self.kind.half[0] * self.size, self.kind.half[1] * self.size
+        discs = []
+        for placed in (self.target, self.twin):
+            corner = placed.distance * heading(placed.azimuth)
+            for along, radius in ((depth, math.hypot(depth, width)), (-0.09, 0.16)):
+                x, y, _ = corner + along * heading(placed.yaw)
+                discs.append(Disc(float(x), float(y), radius))
+        return tuple(discs)
+
+    @property
+    def stride(self) -> float:
+        """Metres that the expert moves the tool in one key pose."""
+        return self.kind.stride
+
+    def add_to(self, spec: mujoco.MjSpec) -> None:
+        """Adds both twins."""
+        for placed in (self.target, self.twin):
+            x, y, _ = placed.distance * heading(placed.azimuth)
+            body = spec.worldbody.add_body(name=placed.name, pos=[x, y, 0], quat=quaternion_z(placed.yaw))
+            for position, extent in _walls(self.kind, self.size):
+                body.add_geom(type=_GEOM_BOX, pos=position, size=extent, rgba=shade(placed.colour))
+            self._add_panel(body, placed)
+
+    def start(self, world: World) -> None:
+        """Opens both twins."""
+        world.set_joints((self.target.hinge, self.twin.hinge), (self.target.opening, self.twin.opening))
+
+    def solved(self, world: World) -> bool:
+        """The target is closed and the twin has kept more than half of its opening."""
+        return world.joint(self.target.hinge) < CLOSED and world.joint(self.twin.hinge) > 0.5 * self.twin.opening
+
+    def phase(self, world: World) -> str:
+        """`reach` until the panel is touched or has moved, then `push`, and `closed` at the end."""
+        angle = world.joint(self.target.hinge)
+        if angle < CLOSED:
+            return "closed"
+        pushed = angle < self.target.opening - 0.05 or world.touching("robot", self.target.name)
+        return "push" if pushed else "reach"
+
+    def next_pose(self, world: World) -> ToolPose:
+        """Goes round the panel's edge when needed, stops behind its outer face, then pushes along the hinge's arc."""
+        angle = world.joint(self.target.hinge)
+        along, outward, axis = self._panel_frame(world, angle)
+        offset = world.tool_point() - world.position(self.target.panel)
+        behind, reach, sideways = float(offset @ outward), float(offset @ along), float(offset @ axis)
+        length = self.kind.panel_length * self.size
+        lined_up = abs(reach - _PUSH_AT * length) < 0.06 and abs(sideways) < 0.05
+        if lined_up and -0.02 < behind < _BEHIND + 0.03:
+            return self._push_pose(world, max(angle - 0.55, -0.08), -0.004)
+        waiting = self._push_pose(world, angle, _BEHIND)
+        if (behind < 0.02 or self.kind.upright) and not self._beside(world, waiting.point):
+            return self._hover(world, waiting)
+        return waiting
+
+    def _beside(self, world: World, waiting: Vector) -> bool:
+        """Whether the tool may sink to the waiting point: it is above that point or has already sunk there."""
+        return float(np.hypot(*(world.tool_point() - waiting)[:2])) < 0.05
+
+    def _hover(self, world: World, waiting: ToolPose) -> ToolPose:
+        """Above the waiting point, higher than anything on the table; first straight up when still low."""
+        tool = world.tool_point()
+        height = 0.26 * self.size + 0.09
+        point = np.array([waiting.point[0], waiting.point[1], height])
+        if tool[2] < height - 0.06:
+            point[:2] = tool[:2]
+        return waiting._replace(point=point)
+
+    def _panel_frame(self, world: World, angle: float) -> tuple[Vector, Vector, Vector]:
+        """Unit vectors (3,) at hinge `angle`: along the panel from there, out of its outer face, along its axis."""
+        frame = world.rotation(self.target.name)
+        shut, wide = (-frame[:, 1], -frame[:, 0]) if self.kind.upright else (frame[:, 0], frame[:, 2])
+        along = math.cos(angle) * shut + math.sin(angle) * wide
+        outward = -math.sin(angle) * shut + math.cos(angle) * wide
+        return along, outward, np.cross(along, outward)
+
+    def _push_pose(self, world: World, angle: float, gap: float) -> ToolPose:
+        """The tool `gap` metres off the outer face of the panel, were its hinge at `angle`."""
+        along, outward, _ = self._panel_frame(world, angle)
+        length = self.kind.panel_length * self.size
+        point = world.position(self.target.panel) + _PUSH_AT * length * along + (_STANDOFF + gap) * outward
+        frame = world.rotation(self.target.name)
+        if self.kind.upright:
+            forward = 0.75 * frame[:, 0] - 0.10 * outward - 0.65 * frame[:, 2]
+        else:
+            dip = float(np.clip(0.70 + (1.75 - angle) * 0.20, 0.60, 1.00))
+            forward = math.cos(dip) * frame[:, 0] - math.sin(dip) * frame[:, 2]
+        return ToolPose(point, frame_from(forward, np.cross([0.0, 0.0, 1.0], forward)), open=False)
+
+    def _add_panel(self, body: mujoco.MjsBody, placed: _Placed) -> None:
+        kind, size = self.kind, self.size
+        _, width, height = (size * value for value in kind.half)
+        length = size * kind.panel_length
+        colour = shade(placed.colour, 0.80)
+        origin = [-0.008, width, height] if kind.upright else [0.0, 0.0, size * kind.hinge_height]
+        panel = body.add_body(name=placed.panel, pos=origin)
+        panel.add_joint(
+            name=placed.hinge,
+            type=mujoco.mjtJoint.mjJNT_HINGE,
+            axis=[0, 0, -1] if kind.upright else [0, -1, 0],
+            range=[0.0, 2.4],
+            damping=0.02,
+            frictionloss=kind.friction,
+            armature=0.0005,
+            solimp_friction=[0.98, 0.999, 0.001, 0.5, 2],
+        )
+        if kind.upright:
+            panel.add_geom(
+                type=_GEOM_BOX,
+                size=[0.005, length / 2, height],
+                pos=[0, -length / 2, 0],
+                rgba=colour,
+                mass=kind.panel_mass,
+            )
+            panel.add_geom(
+                type=_GEOM_BOX,
+                size=[0.006, 0.006, 0.03],
+                pos=[-0.011, 0.02 - length, 0.08],
+                rgba=(0.12, 0.12, 0.13, 1.0),
+                mass=0.01,
+            )
+        else:
+            extent, middle = [length / 2, width, _WALL], [length / 2, 0, 0]
+            panel.add_geom(type=_GEOM_BOX, size=extent, pos=middle, rgba=colour, mass=kind.panel_mass)
+
+
+def _walls(kind: HingedKind, size: float) -> list[tuple[list[float], list[float]]]:
+    """(position, half extents) of the boxes that make up the body."""
+    depth, width, height = (size * value for value in kind.half)
+    if not kind.hollow:
+        return [([depth, 0, height], [depth, width, height])]
+    sides = [
+        ([2 * depth - _WALL, 0, height], [_WALL, width, height]),
+        ([depth, width - _WALL, height], [depth, _WALL, height]),
+        ([depth, _WALL - width, height], [depth, _WALL, height]),
+        ([depth, 0, _WALL], [depth, width, _WALL]),
+    ]
+    if kind.upright:
+        return [
+            *sides,
+            ([depth, 0, 2 * height - _WALL], [depth, width, _WALL]),
+            ([depth, 0, height], [depth, width - 2 * _WALL, 0.003]),
+        ]
+    return [*sides, ([_WALL, 0, height], [_WALL, width, height])]
