@@ -4,6 +4,7 @@ from tracekit.engine.controller import Controller
 from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.engine.step import StepOptions, control_step, decision_shape
+from tracekit.engine.threads import execution_threads
 
 __all__ = [
     "Controller",
@@ -14,4 +15,5 @@ __all__ = [
     "control_step",
     "decision_shape",
     "draw",
+    "execution_threads",
 ]

@@ -22,6 +22,7 @@ __all__ = ["Controller"]
 class Controller:
     """Drives `policy` under `config`. `reset` starts an episode; every `step` is one control step of it.
 
+    `memory` is the pruner's state after the last step, `last` its result and `last_draws` its random inputs.
     The same controller serves live runs and replays: a replay passes the recorded `draws`, a live run lets it draw.
     """
 
@@ -30,13 +31,18 @@ class Controller:
         self.config = config or Configuration()
         self.options = options or StepOptions()
         self.last: StepResult | None = None
+        self.last_draws: StepDraws | None = None
         self._episode_uid = 0
         self._step = 0
-        self._memory: Any = None
+        self.memory: Any = None
 
-    def reset(self, episode_uid: int) -> None:
-        """Start the episode `episode_uid` (uint64, what all random draws are keyed by): step count and memory begin anew."""
-        self._episode_uid, self._step, self._memory, self.last = episode_uid, 0, None, None
+    def reset(self, episode_uid: int, *, steps: int = 0, memory: Any = None) -> None:
+        """Start the episode `episode_uid` (uint64, what all random draws are keyed by).
+
+        `steps` and `memory` (the pruner's state after that many steps) resume it in the middle.
+        """
+        self._episode_uid, self._step, self.memory = episode_uid, steps, memory
+        self.last, self.last_draws = None, None
 
     @property
     def steps(self) -> int:
@@ -49,18 +55,19 @@ class Controller:
         with clock.stage("encode"):
             tokens = self.policy.tokenize(observation)
         self._step += 1
+        draws = draws or draw(self.policy, tokens, self._episode_uid, self._step)
         pruner_seed = int(getattr(self.config.pruner, "seed", 0))
         result = control_step(
             self.policy,
             tokens,
             self.config,
-            draws or draw(self.policy, tokens, self._episode_uid, self._step),
+            draws,
             DecisionKey(pruner_seed, self._episode_uid, self._step),
-            self._memory,
+            self.memory,
             clock=clock,
             options=self.options,
         )
-        self._memory, self.last = result.memory, result
+        self.memory, self.last, self.last_draws = result.memory, result, draws
         return result
 
     def act(self, observation: Observation) -> npt.NDArray[np.float64]:

@@ -16,11 +16,14 @@ __all__ = ["PassRecord", "StepResult"]
 
 @dataclass(frozen=True, slots=True)
 class PassRecord:
-    """Encoder output of one denoise pass, as numpy: point centres (N_3D, 3) float32 m, patch (N_3D,) int32, prefix rows."""
+    """Encoder output of one denoise pass: point centres (N_3D, 3) float32 m, patch (N_3D,) int32, prefix rows if kept.
+
+    `rows_digest`: SHA-256 of the prefix rows as float32.
+    """
 
     centres: npt.NDArray[np.float32] | None
     patch: npt.NDArray[np.int32] | None
-    rows: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.float32] | None
     rows_digest: bytes
 
 
@@ -30,8 +33,9 @@ class StepResult:
 
     `samples`: (passes, T, A) float32 after every denoise pass; the last is the unclipped action. `action`: (T, A)
     float64 as executed. `kept`: (passes, N_visual) bool, image tokens then point tokens, True where the token was a row
-    (or a cache entry) of that pass. `decision`: what the pruner answered. `observables`, `scores`: of pass 0, where
-    they were taken. `action_rows`: (passes, layers, N_visual) float32 head means, where captured. `encoded`: per pass
+    (or a cache entry) of that pass. `decision`: what the pruner answered; it governs the passes from `pruned_from` on (equal
+    to the number of passes where nothing was pruned). `observables`, `scores`: of pass 0, where
+    they were taken. `action_rows`: (passes - 1, layers, N_visual) float32 head means of the later passes, where captured. `encoded`: per pass
     that ran the encoders, if asked for. `times_ns`: (stages, passes) int64; `wall_ns`: the whole step.
     """
 
@@ -39,6 +43,7 @@ class StepResult:
     samples: npt.NDArray[np.float32]
     kept: npt.NDArray[np.bool_]
     decision: Decision
+    pruned_from: int
     layout: TokenLayout
     text_ids: npt.NDArray[np.int64]
     memory: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from tracekit.engine.draws import StepDraws
 from tracekit.engine.forward import CachedForward, FullForward, PassForward
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.errors import ConfigError
-from tracekit.observation import Observation
+from tracekit.layout import TokenLayout
 from tracekit.policy import Policy, Prefix, Tokens
 from tracekit.profiling import StageClock
 from tracekit.pruning import Decision, DecisionKey, Observables, Scores, Shape, point_mask, reduce
@@ -27,10 +27,10 @@ __all__ = ["StepOptions", "control_step", "decision_shape"]
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """What a caller wants beside the action: recorded observables, and encoder outputs with their digests."""
+    """What a caller wants beside the action: observables to record, and the encoders' outputs or just their digests."""
 
     capture: CaptureSpec | None = None
-    keep_encoded: bool = False
+    encoded: Literal["none", "digest", "rows"] = "none"
 
 
 @torch.inference_mode()
@@ -54,12 +54,12 @@ def control_step(
     return _Step(policy, tokens, config, draws, key, options or StepOptions(), clock).run(memory)
 
 
-def decision_shape(tokens: Tokens) -> Shape:
+def decision_shape(layout: TokenLayout) -> Shape:
     """Sizes that a pruner decides for."""
-    views = len(tokens.layout.views)
+    views = len(layout.views)
     return Shape(
-        n_2d=len(tokens.layout.image_positions),
-        n_3d=len(tokens.layout.point_positions),
+        n_2d=len(layout.image_positions),
+        n_3d=len(layout.point_positions),
         views=views,
         moving=(False,) * views,
     )
@@ -80,7 +80,7 @@ class _Step:
     ) -> None:
         self.policy, self.tokens, self.config, self.draws = policy, tokens, config, draws
         self.key, self.options, self.clock = key, options, clock
-        self.shape = decision_shape(tokens)
+        self.shape = decision_shape(tokens.layout)
         self.encoded: list[PassRecord] = []
         self.prefix: Prefix | None = None
         self.observes = config.method.observes == "forward"
@@ -115,7 +115,7 @@ class _Step:
             else:
                 with tap:
                     noise = forward.predict(step, prefix, kept[-1], sample, tap)
-                if self.options.capture is not None and self.options.capture.later_action_rows:
+                if step > 0:
                     action_rows.append(tap.received["action"].mean(1))
             with self.clock.stage("denoise", step):
                 sample = self.policy.advance(sample, noise, step)
@@ -123,10 +123,12 @@ class _Step:
             if step == 0 and tap is not None:
                 with self.clock.stage("observe", step):
                     observables = _observables(tap, prefix)
-                if self.observes:
+                if self.observes and self.config.method.reads == "scores":
                     with self.clock.stage("observe", step):
                         scores = reduce(observables, self.config.pruner.reduction, self.shape)
                     decision, memory = self._decide(scores, memory)
+                elif self.observes:
+                    decision, memory = self._decide(observables, memory)
         with self.clock.stage("decode", passes - 1):
             action = self.policy.read_out(sample).cpu().numpy()
         assert decision is not None
@@ -135,6 +137,7 @@ class _Step:
             samples=np.stack(samples),
             kept=np.stack(kept),
             decision=decision,
+            pruned_from=passes if not decision.pruned else int(self.observes),
             layout=layout,
             text_ids=self.tokens.text_ids.cpu().numpy(),
             memory=memory,
@@ -153,12 +156,14 @@ class _Step:
         starts = tuple(int(start) for start in self.draws.fps_starts[0 if pinned else step])
         with self.clock.stage("encode", step):
             self.prefix = self.policy.embed_prefix(self.tokens, starts)
-        if self.options.keep_encoded:
-            self.encoded.append(_pass_record(self.prefix))
+        if self.options.encoded != "none":
+            self.encoded.append(_pass_record(self.prefix, with_rows=self.options.encoded == "rows"))
         return self.prefix
 
-    def _decide(self, scores: Scores | None, memory: Any) -> tuple[Decision, Any]:
-        return self.config.method.decide(scores, memory, self.config.pruner, self.key, self.shape)
+    def _decide(self, seen: Scores | Observables | None, memory: Any) -> tuple[Decision, Any]:
+        return self.config.method.decide(
+            seen, memory, self.config.pruner, self.key, self.shape, stage=lambda stage: self.clock.stage(stage, 0)
+        )
 
     def _kept(self, decision: Decision | None, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
         """(N_visual,) visual tokens of pass `step`: all before the decision; a point token follows its patch in this pass."""
@@ -190,11 +195,11 @@ def _observables(tap: AttentionTap, prefix: Prefix) -> Observables:
     )
 
 
-def _pass_record(prefix: Prefix) -> PassRecord:
+def _pass_record(prefix: Prefix, *, with_rows: bool) -> PassRecord:
     rows = prefix.rows.float().cpu().contiguous().numpy()
     return PassRecord(
         centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
         patch=None if prefix.alignment is None else prefix.alignment.patch,
-        rows=rows,
+        rows=rows if with_rows else None,
         rows_digest=hashlib.sha256(rows.tobytes()).digest(),
     )

@@ -1,0 +1,129 @@
+"""Records the simulator: the scripted expert drives, the policy's forward pass is recorded at every key pose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recorders.recorder import Recorder
+from recorders.sim.environment import VIEW, Environment, episode_uid
+from recorders.sim.expert import Expert
+from tracekit.capture import CaptureSpec
+from tracekit.config import Configuration
+from tracekit.engine import Controller, execution_threads
+from tracekit.errors import ConfigError, TraceError
+from tracekit.policy import Precision, load_policy
+from tracekit.store import EpisodeInfo, Trace
+
+__all__ = ["RecordingSummary", "record_simulator"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingSummary:
+    """What was recorded: the new episodes, seconds it took, size of the whole trace, whether the policy is trained."""
+
+    path: Path
+    episodes: tuple[EpisodeInfo, ...]
+    seconds: float
+    nbytes: int
+    trained: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `record sim --json` prints."""
+        return {
+            "trace": str(self.path),
+            "episodes": [
+                {
+                    "id": e.id,
+                    "task": e.task,
+                    "instruction": e.instruction,
+                    "seed": e.seed,
+                    "steps": e.steps,
+                    "success": e.success,
+                }
+                for e in self.episodes
+            ],
+            "seconds": self.seconds,
+            "bytes": self.nbytes,
+            "driver": "expert",
+            "policy_trained": self.trained,
+        }
+
+
+def record_simulator(
+    tasks: Sequence[str],
+    episodes: int,
+    seed: int,
+    out: str | Path,
+    *,
+    policy: str = "reference",
+    capture: CaptureSpec | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RecordingSummary:
+    """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into the trace `out`, with `reuse = none` and free FPS starts.
+
+    Raises ConfigError for an unknown task or a count below 1, TraceError if an episode is in the trace already (before
+    anything is simulated) or the trace was recorded otherwise.
+    """
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes}: give at least 1")
+    if len(set(tasks)) < len(tasks):
+        raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
+    environments = {task: Environment(task) for task in tasks}
+    plan = [(task, seed + index) for task in tasks for index in range(episodes)]
+    path = Path(out)
+    _refuse_recorded(path, [_episode_id(task, number) for task, number in plan])
+    config = Configuration()
+    loaded = load_policy(policy, Precision(dtype=config.execution.dtype))
+    controller = Controller(loaded, config)
+    source = {"kind": "simulator", **next(iter(environments.values())).version}
+    start = time.perf_counter()
+    with (
+        execution_threads(config.execution),
+        Recorder(path, controller, capture, driver="expert", source=source) as recorder,
+    ):
+        for done, (task, number) in enumerate(plan):
+            if progress is not None:
+                progress("recording episodes", done, len(plan))
+            _record_episode(recorder, controller, environments[task], number)
+    seconds = time.perf_counter() - start
+    trace = Trace.open(path)
+    new = {_episode_id(task, number) for task, number in plan}
+    return RecordingSummary(
+        path, tuple(info for info in trace.episodes if info.id in new), seconds, trace.nbytes, loaded.identity.trained
+    )
+
+
+def _record_episode(recorder: Recorder, controller: Controller, environment: Environment, seed: int) -> None:
+    observation = environment.reset(seed)
+    expert = Expert(environment)
+    with recorder.episode(
+        environment.task,
+        environment.instruction,
+        seed=seed,
+        uid=episode_uid(environment.task, seed),
+        episode_id=_episode_id(environment.task, seed),
+        cameras={VIEW: environment.camera},
+    ) as episode:
+        done = False
+        while not done:
+            with episode.step(observation, environment.phase) as step:
+                controller.act(observation)
+                step.action = expert.act()
+            outcome = environment.step(step.action)
+            observation, done, episode.success = outcome.observation, outcome.done, outcome.success
+
+
+def _episode_id(task: str, seed: int) -> str:
+    return f"{task}-{seed}"
+
+
+def _refuse_recorded(path: Path, ids: Sequence[str]) -> None:
+    if path.exists():
+        known = {info.id for info in Trace.open(path).episodes}
+        for name in ids:
+            if name in known:
+                raise TraceError(f"{path}: episode {name!r} is already there; record other seeds or into another trace")

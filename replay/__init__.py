@@ -1,0 +1,8 @@
+"""Everything that consumes a trace and runs the policy again: decisions, pruned forwards, timings."""
+
+from replay.decisions import replay_decisions
+from replay.replay import Replay
+from replay.results import ReplayResult, SavedReplay
+from replay.timing import TimingOptions
+
+__all__ = ["Replay", "ReplayResult", "SavedReplay", "TimingOptions", "replay_decisions"]

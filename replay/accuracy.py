@@ -1,0 +1,65 @@
+"""The accuracy pass: every step of every chosen episode once, decisions and actions, no attention to time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.source import RecordedEpisode, RecordedStep
+from tracekit.config import Configuration
+from tracekit.engine import Controller, StepOptions, StepResult, execution_threads
+from tracekit.policy import Policy
+
+__all__ = ["EpisodeReplay", "StepReplay", "replay_episode"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReplay:
+    """One replayed step beside what was recorded. `memory` is the pruner's state before the step."""
+
+    recorded: RecordedStep
+    result: StepResult
+    memory: Any
+
+    @property
+    def encode_matches(self) -> bool | None:
+        """Whether the recomputed encoder outputs have the recorded digests; None if the trace has none."""
+        if self.recorded.rows_digest is None:
+            return None
+        pairs = zip(self.result.encoded, self.recorded.rows_digest, strict=False)
+        return all(record.rows_digest == digest.tobytes() for record, digest in pairs)
+
+    @property
+    def action_matches(self) -> bool | None:
+        """Whether the unclipped action is bitwise the recorded one; None if the trace has none."""
+        if self.recorded.unclipped is None:
+            return None
+        return self.recorded.unclipped.tobytes() == np.ascontiguousarray(self.result.unclipped).tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeReplay:
+    """One replayed episode."""
+
+    id: str
+    steps: tuple[StepReplay, ...] = field(default=())
+
+
+def replay_episode(
+    policy: Policy, config: Configuration, episode: RecordedEpisode, advance: Callable[[], None]
+) -> EpisodeReplay:
+    """Replay all steps of `episode` under `config`; `advance` is called after each."""
+    controller = Controller(policy, config, StepOptions(encoded="digest"))
+    controller.reset(episode.info.uid)
+    steps: list[StepReplay] = []
+    with execution_threads(config.execution):
+        for recorded in episode.steps():
+            memory = controller.memory
+            result = controller.step(recorded.observation, recorded.draws)
+            steps.append(StepReplay(recorded, result, memory))
+            advance()
+    return EpisodeReplay(episode.info.id, tuple(steps))

@@ -1,0 +1,46 @@
+"""Decisions from stored scores alone: no forward pass, bit-exact on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from replay.source import RecordedEpisode, TraceSource
+from tracekit.config import Configuration, load_config
+from tracekit.engine import decision_shape
+from tracekit.errors import TraceError
+from tracekit.layout import TokenLayout
+from tracekit.pruning import Decision, DecisionKey
+
+__all__ = ["replay_decisions"]
+
+
+def replay_decisions(
+    trace: str | Path, config: str | Path | Configuration, *, episodes: Sequence[str] = ()
+) -> dict[str, list[Decision]]:
+    """Episode id -> the decision of every step under `config`, from the scores stored in `trace`.
+
+    Equal to the decisions of a forward replay in the environment that recorded the trace, and the same bits everywhere.
+    Raises TraceError if the scores of the configuration's reduction were not stored, or the pruner needs more than scores.
+    """
+    resolved = config if isinstance(config, Configuration) else load_config(config)
+    if resolved.method.reads == "observables":
+        raise TraceError(
+            f"pruner {resolved.kind!r} decides from observables, not from stored scores; use a forward replay (`tracekit replay`)"
+        )
+    source = TraceSource(trace)
+    return {episode.info.id: _decide(episode, resolved) for episode in source.episodes(episodes)}
+
+
+def _decide(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
+    shape = decision_shape(TokenLayout.from_json(episode.info.attributes["layout"]))
+    memory: Any = config.method.initial_state(config.pruner, shape)
+    seed = int(getattr(config.pruner, "seed", 0))
+    decisions = []
+    for index in range(len(episode)):
+        scores = episode.scores(index, config.pruner.reduction) if config.method.reads == "scores" else None
+        key = DecisionKey(seed, episode.info.uid, index + 1)
+        decision, memory = config.method.decide(scores, memory, config.pruner, key, shape)
+        decisions.append(decision)
+    return decisions

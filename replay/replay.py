@@ -1,0 +1,145 @@
+"""Replays a trace under any number of configurations: decisions and actions on all steps, timings on a sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from replay.accuracy import EpisodeReplay, replay_episode
+from replay.results import ReplayResult
+from replay.source import TraceSource
+from replay.summary import Speedup, Summary, speedup, summarise
+from replay.timing import TimingOptions, VariantTiming, time_variants
+from tracekit.config import Configuration, ReuseConfig, load_config
+from tracekit.errors import ConfigError
+from tracekit.policy import Policy, Precision
+
+__all__ = ["Progress", "Replay"]
+
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _References:
+    """Unpruned configurations a pruned one is measured against: as released, with its encoders' caching, with its reuse."""
+
+    full: Configuration
+    encoders: Configuration
+    reuse: Configuration
+
+    @classmethod
+    def of(cls, config: Configuration) -> _References:
+        unpruned = Configuration(execution=config.execution)
+        cached = replace(unpruned, reuse=ReuseConfig(kind="encoders", fps="pinned"))
+        return cls(
+            full=unpruned,
+            encoders=unpruned if config.reuse.kind == "none" else cached,
+            reuse=replace(unpruned, reuse=config.reuse),
+        )
+
+    def timed_for(self, config: Configuration) -> tuple[Configuration, ...]:
+        return (self.full, self.encoders, self.reuse, config)
+
+
+class Replay:
+    """A recorded trace, ready to be replayed.
+
+    `policy`: name or directory of the policy; by default the one that the trace names. `episodes`: ids, all by default.
+    Raises TraceError or PolicyError (one line) where the trace or the policy cannot be used.
+    """
+
+    def __init__(
+        self,
+        trace: str | Path,
+        *,
+        policy: str | None = None,
+        episodes: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.source = TraceSource(trace)
+        self._spec = policy
+        self._episodes = self.source.episodes(episodes)
+        self._progress = progress or (lambda *_: None)
+        self._policies: dict[str, Policy] = {}
+        self._done: dict[str, tuple[EpisodeReplay, ...]] = {}
+
+    def run(self, *configs: str | Path | Configuration, timing: TimingOptions | None = None) -> ReplayResult:
+        """Replay every configuration (a Configuration, a TOML file, or a preset's name).
+
+        Without `timing` no time is measured. Unpruned references are always replayed: they are what deviations and
+        speedups are measured against. Raises ConfigError if two configurations share a name.
+        """
+        resolved = [config if isinstance(config, Configuration) else load_config(config) for config in configs]
+        names = [config.name for config in resolved]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two configurations are called {name!r}; set `name` in the TOML so that results can be told apart")
+        if not resolved:
+            raise ConfigError("no configuration to replay; give --config FILE or a preset's name")
+        needed = [config for own in resolved for config in (_References.of(own).reuse, own)]
+        steps = sum(map(len, self._episodes)) * len({config.digest for config in needed} - self._done.keys())
+        report = _Counter(self._progress, "replaying", steps)
+        for config in needed:
+            self._accuracy(config, report)
+        timings = self._time(resolved, timing) if timing is not None else {}
+        return ReplayResult.of(
+            self.source,
+            [self._summary(config, timings) for config in resolved],
+            {config.name: self._done[config.digest] for config in resolved},
+        )
+
+    def _policy(self, config: Configuration) -> Policy:
+        dtype = config.execution.dtype
+        if dtype not in self._policies:
+            self._policies[dtype] = self.source.policy(self._spec, Precision(dtype=dtype))
+        return self._policies[dtype]
+
+    def _accuracy(self, config: Configuration, report: _Counter) -> None:
+        if config.digest not in self._done:
+            policy = self._policy(config)
+            self._done[config.digest] = tuple(
+                replay_episode(policy, config, episode, report.advance) for episode in self._episodes
+            )
+
+    def _time(self, configs: Sequence[Configuration], options: TimingOptions) -> dict[str, VariantTiming]:
+        variants = {}
+        for config in configs:
+            for variant in _References.of(config).timed_for(config):
+                # an unpruned reference has no memory, so any pass over the same steps can stand in for its own
+                steps = self._done[variant.digest if variant.digest in self._done else config.digest]
+                variants[variant.digest] = (self._policy(variant), variant, steps)
+        uids = [episode.info.uid for episode in self._episodes]
+        count = options.rounds * len(variants) * options.steps
+        return time_variants(variants, uids, options, _Counter(self._progress, "timing", count).advance)
+
+    def _summary(self, config: Configuration, timings: dict[str, VariantTiming]) -> Summary:
+        references = _References.of(config)
+        factors: Speedup | None = None
+        if timings:
+            full, encoders, reuse, own = (timings[item.digest] for item in references.timed_for(config))
+            factors = speedup(own, full, encoders, reuse)
+        return summarise(
+            config,
+            self._done[config.digest],
+            self._done[references.reuse.digest],
+            self._policy(config).action_spec,
+            self.source.execution,
+            timings.get(config.digest),
+            factors,
+        )
+
+
+class _Counter:
+    """Reports one advance at a time."""
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self._progress, self._what, self._total = progress, what, total
+        self._count = 0
+
+    def advance(self) -> None:
+        self._count += 1
+        self._progress(self._what, self._count, self._total)
+
+

@@ -1,0 +1,169 @@
+"""Replay results in memory and on disk. A saved replay is a store of its own: one episode per configuration and episode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.accuracy import EpisodeReplay, StepReplay
+from replay.source import TraceSource
+from replay.summary import Summary
+from tracekit.errors import TraceError
+from tracekit.fingerprint import environment_fingerprint
+from tracekit.pruning import decision_digest
+from tracekit.store import ArraySpec, Episode, EpisodeInfo, Trace, TraceWriter
+
+__all__ = ["REPLAY_FORMAT", "ReplayResult", "SavedReplay", "StepDigests"]
+
+REPLAY_FORMAT = "tracekit.replay"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """What a replay found. `summaries` in the order of the configurations; `steps`: configuration name -> episodes."""
+
+    trace: Path
+    trace_digest: str
+    summaries: tuple[Summary, ...]
+    episodes: Mapping[str, Sequence[EpisodeReplay]]
+
+    @classmethod
+    def of(
+        cls, source: TraceSource, summaries: Sequence[Summary], episodes: Mapping[str, Sequence[EpisodeReplay]]
+    ) -> ReplayResult:
+        """Put the parts together."""
+        return cls(source.path, source.trace.digest, tuple(summaries), episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `replay --json` prints."""
+        some = next(iter(self.episodes.values()))
+        return {
+            "trace": str(self.trace),
+            "trace_digest": self.trace_digest,
+            "open_loop": True,
+            "episodes": [episode.id for episode in some],
+            "steps": sum(len(episode.steps) for episode in some),
+            "fingerprint": environment_fingerprint(),
+            "configurations": [summary.to_json() for summary in self.summaries],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a store of format `tracekit.replay` to `path`; raises TraceError if something is there already."""
+        target = Path(path)
+        manifest = self.to_json() | {
+            "trace": os.path.relpath(self.trace.resolve(), target.resolve()),
+            "tables": {summary.config.name: summary.config.to_json() for summary in self.summaries},
+        }
+        with TraceWriter.create(target, {"kind": "replay", **manifest}, format=REPLAY_FORMAT) as writer:
+            for name, episodes in self.episodes.items():
+                for index, episode in enumerate(episodes):
+                    _save_episode(writer, name, index, episode)
+
+
+def _save_episode(writer: TraceWriter, configuration: str, index: int, episode: EpisodeReplay) -> None:
+    rows = [_step_arrays(step) for step in episode.steps]
+    info = EpisodeInfo(
+        id=f"{_portable(configuration)}.{episode.id}",
+        task=configuration,
+        uid=index,
+        attributes={"configuration": configuration, "episode": episode.id},
+    )
+    with writer.episode(info, _schema(rows)) as stored:
+        for row in rows:
+            stored.append(row)
+        stored.finish()
+
+
+def _schema(rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, ArraySpec]:
+    """Declarations of all arrays; those that some step lacks (no reason is given for a cold start) are optional."""
+    schema: dict[str, ArraySpec] = {}
+    for row in rows:
+        for key, value in row.items():
+            axes = tuple(f"axis_{axis}" for axis in range(value.ndim))
+            missing = any(key not in other for other in rows)
+            schema[key] = ArraySpec(dtype=str(value.dtype), shape=value.shape, axes=axes, optional=missing)
+    return schema
+
+
+def _portable(name: str) -> str:
+    """`name` with everything but letters, digits, `.`, `_`, `-` replaced by `-`."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+
+
+def _step_arrays(step: StepReplay) -> dict[str, npt.NDArray[Any]]:
+    result, decision = step.result, step.result.decision
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "digest/decision": np.frombuffer(bytes.fromhex(decision_digest([decision])), np.uint8),
+        "decision/kept": result.kept,
+        "decision/pruned_from": np.asarray(result.pruned_from, np.int32),
+        "action/samples": result.samples,
+        "action/policy": result.action,
+        "timing/stages_ns": result.times_ns,
+        "timing/wall_ns": np.asarray(result.wall_ns, np.int64),
+    }
+    for name, mask in (("s1", decision.s1), ("s2", decision.s2), ("cluster", decision.cluster), ("conflict", decision.conflict)):
+        if mask is not None:
+            arrays[f"decision/{name}"] = mask
+    arrays["decision/mask_2d"] = decision.keep_2d
+    if decision.keep_3d_patches is not None:
+        arrays["decision/mask_3d"] = decision.keep_3d_patches
+    for name, margin in decision.margins.items():
+        arrays[f"margin/{name}"] = margin
+    return arrays
+
+
+@dataclass(frozen=True, slots=True)
+class StepDigests:
+    """What two replays are compared by, per step of one configuration."""
+
+    episode: str
+    step: int
+    decision: bytes
+    action: bytes
+
+
+class SavedReplay:
+    """A replay that was saved; opened for comparison and for reports."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.store = Trace.open(self.path, format=REPLAY_FORMAT)
+        self.manifest = self.store.attributes
+
+    @property
+    def trace_path(self) -> Path:
+        """Where the replayed trace was when the replay was saved."""
+        return Path(os.path.normpath(self.path / self.manifest["trace"]))
+
+    @property
+    def configurations(self) -> dict[str, dict[str, Any]]:
+        """Name -> summary, as `replay --json` printed it."""
+        return {summary["name"]: summary for summary in self.manifest["configurations"]}
+
+    def episodes(self, configuration: str) -> list[tuple[str, Episode]]:
+        """(trace episode id, stored episode) of one configuration; raises TraceError naming those that are there."""
+        if configuration not in self.configurations:
+            known = ", ".join(self.configurations)
+            raise TraceError(f"{self.path}: no configuration {configuration!r}; it has: {known}")
+        return [
+            (info.attributes["episode"], self.store.episode(info.id))
+            for info in self.store.episodes
+            if info.attributes["configuration"] == configuration
+        ]
+
+    def digests(self, configuration: str) -> list[StepDigests]:
+        """Per-step digests of one configuration, in order."""
+        found = []
+        for name, episode in self.episodes(configuration):
+            decisions, samples = episode.read("digest/decision"), episode.read("action/samples")
+            found += [
+                StepDigests(name, step, decisions[step].tobytes(), np.ascontiguousarray(samples[step, -1]).tobytes())
+                for step in range(len(decisions))
+            ]
+        return found

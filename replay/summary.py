@@ -1,0 +1,179 @@
+"""One configuration's replay in figures: tokens, cost, deviation, digests. What is not known is None, never a guess."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from replay.accuracy import EpisodeReplay, StepReplay
+from replay.deviation import deviation
+from replay.timing import VariantTiming
+from tracekit.actions import ActionSpec
+from tracekit.config import Configuration
+from tracekit.profiling import STAGES
+from tracekit.pruning import decision_digest
+
+__all__ = ["DECISION_STAGES", "Rates", "Speedup", "Summary", "actions_digest", "rates", "speedup", "summarise"]
+
+DECISION_STAGES = ("stage3", "stage1", "stage2", "fuse")
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Kept tokens and pruning rates.
+
+    `kept_2d`, `kept_3d`, `rate_2d`, `rate_3d`: means over the steps at which pruning was active, over their pruned passes
+    (to compare with the paper). `effective_rate`: pruned / all visual token-passes, with every unpruned step and pass.
+    """
+
+    kept_2d: float
+    kept_3d: float
+    rate_2d: float
+    rate_3d: float
+    effective_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """Factors against the unpruned policy as released; total = encoders x reuse x pruning up to the rounds' noise."""
+
+    total: float
+    encoders: float
+    reuse: float
+    pruning: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A configuration's figures; `to_json` gives the stable keys of `replay --json`."""
+
+    config: Configuration
+    rates: Rates
+    timing: VariantTiming | None
+    speedup: Speedup | None
+    deviation: Mapping[str, Any]
+    deviation_unpruned: Mapping[str, Any]
+    encode_matches: bool | None
+    matches_recording: bool | None
+    decisions_digest: str
+    actions_digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; times in ms."""
+        timing = self.timing
+        return {
+            "name": self.config.name,
+            "digest": self.config.digest,
+            **asdict(self.rates),
+            "decision_ms": None if timing is None else timing.stage_ms(*DECISION_STAGES),
+            "observe_ms": None if timing is None else timing.stage_ms("observe"),
+            "step_ms": None if timing is None else {"median": timing.median_ms, "spread": timing.spread_ms},
+            "stages_ms": None if timing is None else {**{s: timing.stage_ms(s) for s in STAGES}, "other": timing.other_ms},
+            "speedup": None if self.speedup is None else asdict(self.speedup),
+            "deviation": dict(self.deviation),
+            "deviation_unpruned": dict(self.deviation_unpruned),
+            "encode_matches": self.encode_matches,
+            "matches_recording": self.matches_recording,
+            "decisions_digest": self.decisions_digest,
+            "actions_digest": self.actions_digest,
+        }
+
+
+def summarise(
+    config: Configuration,
+    episodes: Sequence[EpisodeReplay],
+    unpruned: Sequence[EpisodeReplay],
+    spec: ActionSpec,
+    recorded_execution: Mapping[str, Any],
+    timing: VariantTiming | None,
+    factors: Speedup | None,
+) -> Summary:
+    """Figures of `config` from its accuracy pass and that of the unpruned run under the same reuse."""
+    steps = _steps(episodes)
+    return Summary(
+        config=config,
+        rates=rates(steps),
+        timing=timing,
+        speedup=factors,
+        deviation=_deviation(spec, steps),
+        deviation_unpruned=_deviation(spec, _steps(unpruned)),
+        encode_matches=_all(step.encode_matches for step in steps),
+        matches_recording=_matches(config, steps, recorded_execution),
+        decisions_digest=decision_digest([step.result.decision for step in steps]),
+        actions_digest=actions_digest(steps),
+    )
+
+
+def rates(steps: Sequence[StepReplay]) -> Rates:
+    """Kept tokens and rates over all steps (see `Rates`)."""
+    n_2d = len(steps[0].result.layout.image_positions)
+    n_visual = steps[0].result.kept.shape[1]
+    active = [step.result.kept[step.result.pruned_from :] for step in steps if step.result.decision.pruned]
+    active = [kept for kept in active if len(kept)] or [np.ones((1, n_visual), bool)]
+    kept_2d = float(np.mean([kept[:, :n_2d].sum(axis=1).mean() for kept in active]))
+    kept_3d = float(np.mean([kept[:, n_2d:].sum(axis=1).mean() for kept in active]))
+    everything = np.concatenate([step.result.kept for step in steps])
+    return Rates(
+        kept_2d=kept_2d,
+        kept_3d=kept_3d,
+        rate_2d=1 - kept_2d / n_2d,
+        rate_3d=1 - kept_3d / (n_visual - n_2d) if n_visual > n_2d else 0.0,
+        effective_rate=1 - float(everything.mean()),
+    )
+
+
+def speedup(pruned: VariantTiming, full: VariantTiming, encoders: VariantTiming, reuse: VariantTiming) -> Speedup:
+    """Medians over the rounds of ratios within a round. full: unpruned, no reuse; encoders, reuse: unpruned under them."""
+    return Speedup(
+        total=float(np.median(full.wall_ms / pruned.wall_ms)),
+        encoders=float(np.median(full.wall_ms / encoders.wall_ms)),
+        reuse=float(np.median(encoders.wall_ms / reuse.wall_ms)),
+        pruning=float(np.median(reuse.wall_ms / pruned.wall_ms)),
+    )
+
+
+def actions_digest(steps: Sequence[StepReplay]) -> str:
+    """SHA-256 (hex) over the unclipped sampler outputs of all steps, float32 little-endian, in order."""
+    digest = hashlib.sha256()
+    for step in steps:
+        digest.update(np.ascontiguousarray(step.result.unclipped, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _steps(episodes: Sequence[EpisodeReplay]) -> list[StepReplay]:
+    return [step for episode in episodes for step in episode.steps]
+
+
+def _deviation(spec: ActionSpec, steps: Sequence[StepReplay]) -> dict[str, Any]:
+    recorded = [step.recorded.action for step in steps]
+    unclipped = [step.recorded.unclipped for step in steps]
+    names = ("translation_mm", "rotation_deg", "gripper_flips", "unclipped_relative", "clipped_share")
+    present_actions = [action for action in recorded if action is not None]
+    present_unclipped = [sample for sample in unclipped if sample is not None]
+    if len(present_actions) != len(steps) or len(present_unclipped) != len(steps):
+        return dict.fromkeys(names)
+    return asdict(
+        deviation(
+            spec,
+            [step.result.action for step in steps],
+            present_actions,
+            [step.result.unclipped for step in steps],
+            present_unclipped,
+        )
+    )
+
+
+def _matches(config: Configuration, steps: Sequence[StepReplay], recorded: Mapping[str, Any]) -> bool | None:
+    table = config.to_json()
+    if {"reuse": table["reuse"], **table["execution"]} != dict(recorded):
+        return None
+    return _all(step.action_matches for step in steps)
+
+
+def _all(answers: Any) -> bool | None:
+    found = list(answers)
+    return None if None in found else all(found)

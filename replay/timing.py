@@ -1,0 +1,118 @@
+"""The timing pass: a sample of steps, all variants interleaved, at least five rounds, ratios within one round.
+
+Rates of single runs drift on a shared machine; a ratio of two variants timed one after the other does not. Nothing here
+feeds a decision: the pruner's state before each sampled step comes from the accuracy pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.accuracy import EpisodeReplay, StepReplay
+from tracekit.config import Configuration
+from tracekit.engine import Controller, execution_threads
+from tracekit.policy import Policy
+from tracekit.profiling import STAGES
+
+__all__ = ["SampledStep", "TimingOptions", "VariantTiming", "sample_steps", "time_variants"]
+
+
+@dataclass(frozen=True, slots=True)
+class TimingOptions:
+    """`steps`: control steps in the sample, the first of an episode among them. `rounds`: interleaved repetitions."""
+
+    steps: int = 3
+    rounds: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SampledStep:
+    """A step to be timed: which episode and step, and the share of all steps that it stands for."""
+
+    episode: int
+    step: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class VariantTiming:
+    """One variant over all rounds. `wall_ms`: (rounds,) weighted mean step time. `stages_ms`: (rounds, stages)."""
+
+    wall_ms: npt.NDArray[np.float64]
+    stages_ms: npt.NDArray[np.float64]
+
+    @property
+    def median_ms(self) -> float:
+        """Median over the rounds."""
+        return float(np.median(self.wall_ms))
+
+    @property
+    def spread_ms(self) -> float:
+        """Largest minus smallest round."""
+        return float(np.ptp(self.wall_ms))
+
+    def stage_ms(self, *stages: str) -> float:
+        """Median over the rounds of the sum of `stages`."""
+        columns = [STAGES.index(stage) for stage in stages]  # type: ignore[arg-type]  # an unknown stage raises ValueError
+        return float(np.median(self.stages_ms[:, columns].sum(axis=1)))
+
+    @property
+    def other_ms(self) -> float:
+        """What the stages do not account for."""
+        return float(np.median(self.wall_ms - self.stages_ms.sum(axis=1)))
+
+
+def sample_steps(lengths: Sequence[int], wanted: int) -> tuple[SampledStep, ...]:
+    """Steps to time: one first step, which starts cold, and `wanted` - 1 later ones spread evenly over the episodes.
+
+    `lengths`: steps of every episode. Weights are shares of all steps, so that the weighted mean is that of whole episodes.
+    """
+    total = sum(lengths)
+    later = [(episode, step) for episode, length in enumerate(lengths) for step in range(1, length)]
+    chosen = min(max(wanted - 1, 1), len(later))
+    first = SampledStep(0, 0, len(lengths) / total if chosen else 1.0)
+    picks = [later[int((index + 0.5) * len(later) / chosen)] for index in range(chosen)]
+    return (first, *(SampledStep(episode, step, len(later) / total / chosen) for episode, step in picks))
+
+
+def time_variants(
+    variants: Mapping[str, tuple[Policy, Configuration, Sequence[EpisodeReplay]]],
+    uids: Sequence[int],
+    options: TimingOptions,
+    advance: Callable[[], None],
+) -> dict[str, VariantTiming]:
+    """Time every variant on the sampled steps; `uids` are those of the episodes. `advance` is called once per timed step."""
+    lengths = [len(episode.steps) for episode in next(iter(variants.values()))[2]]
+    sample = sample_steps(lengths, options.steps)
+    walls: dict[str, list[float]] = {name: [] for name in variants}
+    stages: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in variants}
+    for round_index in range(options.rounds):
+        names = list(variants)
+        shift = round_index % len(names)
+        for name in names[shift:] + names[:shift]:
+            policy, config, episodes = variants[name]
+            wall, parts = 0.0, np.zeros(len(STAGES))
+            with execution_threads(config.execution):
+                for chosen in sample:
+                    step = episodes[chosen.episode].steps[chosen.step]
+                    step_wall, step_parts = _time_step(policy, config, step, uids[chosen.episode])
+                    wall += chosen.weight * step_wall
+                    parts += chosen.weight * step_parts
+                    advance()
+            walls[name].append(wall)
+            stages[name].append(parts)
+    return {name: VariantTiming(np.array(walls[name]), np.stack(stages[name])) for name in variants}
+
+
+def _time_step(
+    policy: Policy, config: Configuration, step: StepReplay, uid: int
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """(wall ms, stages ms) of one step, from the pruner's state that it had."""
+    controller = Controller(policy, config)
+    controller.reset(uid, steps=step.recorded.index, memory=None if config.kind == "none" else step.memory)
+    result = controller.step(step.recorded.observation, step.recorded.draws)
+    return result.wall_ns / 1e6, result.times_ns.sum(axis=1) / 1e6

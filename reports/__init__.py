@@ -1,0 +1,7 @@
+"""Everything that consumes results: comparisons, tables, figures."""
+
+from reports.diff import Difference, ReplayDiff, diff_replays
+from reports.masks import draw_masks, mask_classes
+from reports.tables import replay_table
+
+__all__ = ["Difference", "ReplayDiff", "diff_replays", "draw_masks", "mask_classes", "replay_table"]

@@ -1,0 +1,46 @@
+"""The verbs of `tracekit` and what all of them share: one line and exit code 2 for unusable input."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tracekit.cli import diff, info, record, replay, report
+from tracekit.errors import TracekitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tracekit",
+    help="Record a multi-visual-modal VLA policy once; replay any token-pruning configuration against the recording.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(record.app, name="record")
+app.command("info")(info.info)
+app.command("replay")(replay.replay)
+app.command("diff")(diff.diff)
+app.add_typer(report.app, name="report")
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 fine, 1 a difference or a failed gate, 2 unusable input (one line, no traceback)."""
+    try:
+        status = app(standalone_mode=False)
+    except TracekitError as error:
+        _refuse(str(error))
+    except typer.TyperException as error:
+        _refuse(error.format_message())
+    except typer.Abort:
+        _refuse("interrupted")
+    except KeyboardInterrupt:
+        _refuse("interrupted")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(message: str) -> None:
+    sys.stderr.write(f"tracekit: {' '.join(message.split())}\n")
+    sys.exit(2)
