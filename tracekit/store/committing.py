@@ -44,10 +44,14 @@ def commit(
     places = key_places(schema, shards)
     specs = stored_arrays(schema)
     entries = {f"{name}/{shard_name(specs[name])}": (s.nbytes, s.crc) for name, s in shards.items() if s.nbytes}
-    for path, data in documents(info, schema, {name: shard.rows for name, shard in shards.items()}).items():
+    contents = documents(info, schema, {name: shard.rows for name, shard in shards.items()})
+    parents = sorted({parent for path in contents for parent in Path(path).parents})
+    for parent in parents:
+        files.make_folder(folder / parent)
+    for path, data in contents.items():
         _write(folder / path, data)
         entries[path] = (len(data), crc32c(data))
-    for parent in sorted({parent for path in entries for parent in Path(path).parents}):
+    for parent in parents:
         files.sync_folder(folder / parent)
     info = replace(info, nbytes=sum(size for size, _ in entries.values()))
     manifest = seal({"info": info.to_json(), "keys": places, "files": entries})
@@ -96,7 +100,6 @@ def _move(root: Path, episode: str) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """A new file; what an earlier, interrupted commit of the same episode left is replaced."""
-    files.make_folder(path.parent)
     files.remove_file(path)
     descriptor = files.create(path)
     try:

@@ -42,7 +42,7 @@ def copy_trace(
 
 def copy_episode(episode: Episode, writer: TraceWriter, drop: Callable[[str], bool] | None, edit: Edit | None) -> None:
     """Write one episode again, as `copy_trace` does."""
-    kept = [key for key in episode.keys() if drop is None or not drop(key)]  # noqa: SIM118 - an episode is no dict
+    kept = [key for key in episode if drop is None or not drop(key)]
     arrays = {key: episode.read(key) for key in kept}
     if edit is not None:
         arrays = {key: edit(episode.info.id, key, array) for key, array in arrays.items()}

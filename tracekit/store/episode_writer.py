@@ -49,6 +49,7 @@ class EpisodeWriter:
         self._stored = stored_arrays(schema)
         self._shards: dict[str, ShardWriter] = {}
         self._rows = dict.fromkeys(self._stored, 0)
+        self._given: set[str] = set()
         self._new_folders: set[Path] = set()
         self._since_flush = 0
         self._flushed_at = time.monotonic()
@@ -189,6 +190,8 @@ class EpisodeWriter:
     def _append_row(self, name: str, spec: ArraySpec, row: npt.NDArray[Any] | None) -> int:
         """Bytes written, 0 for an absent row."""
         self._rows[name] += 1
+        if row is not None:
+            self._given.add(name)
         shard = self._shards.get(name)
         if row is None or not spec.row_nbytes:
             if shard is not None:
@@ -234,7 +237,7 @@ class EpisodeWriter:
             shard = self._shards.get(name)
             if shard is not None:
                 found[name] = Shard(self._rows[name], shard.size, shard.crc)
-            elif not spec.optional:
+            elif not spec.optional or name in self._given:  # an array of no bytes needs no shard
                 found[name] = Shard(self._rows[name])
         return found
 

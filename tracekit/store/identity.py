@@ -19,6 +19,7 @@ __all__ = ["TRACE_FORMAT", "VERSION", "check_identity", "open_journal"]
 
 TRACE_FORMAT = "tracekit.trace"
 VERSION = "1.0"
+_OWN = VERSION.partition(".")[0]
 
 
 def check_identity(root: Path, expected: str, *, writing: bool = False) -> dict[str, Any]:
@@ -26,17 +27,18 @@ def check_identity(root: Path, expected: str, *, writing: bool = False) -> dict[
 
     Raises TraceError, saying what is there instead, if it is not.
     """
+    head = read_journal(root).head if commits_file(root).is_file() else None
+    about = head or _root_attributes(root)
+    major = str(about.get("version", VERSION)).partition(".")[0]
+    if about.get("format") == expected and major != _OWN:
+        raise TraceError(f"{root} has format version {about['version']}, this tracekit reads {_OWN}.x; update it")
     if not commits_file(root).is_file():
         raise TraceError(f"{root} is not a trace: {_what_is(root)}; give the path of a recorded trace")
-    head = read_journal(root).head
     if head is None:
         raise TraceError(f"{root}: the first line of the journal is damaged; run `tracekit repair` on the trace")
     if head["format"] != expected:
         raise TraceError(f"{root} is a {head['format']} store, not a {expected} one; give the path of the other")
-    (major, minor), (own_major, own_minor) = ([int(n) for n in v.split(".")] for v in (head["version"], VERSION))
-    if major != own_major:
-        raise TraceError(f"{root} has format version {head['version']}, this tracekit reads {own_major}.x; update it")
-    if writing and minor > own_minor:
+    if writing and int(head["version"].partition(".")[2]) > int(VERSION.partition(".")[2]):
         raise TraceError(
             f"{root} has format version {head['version']}, this tracekit writes {VERSION}; update it to append"
         )
@@ -69,15 +71,16 @@ def _what_is(path: Path) -> str:
     if not names:
         return "it is an empty folder"
     if "zarr.json" in names:
-        return "it is a zarr store without a trace's journal" + _format_of(path / "zarr.json")
+        found = _root_attributes(path).get("format")
+        return f"it is a zarr store without a trace's journal{f' (format {found})' if found else ''}"
     if {".zgroup", ".zarray"} & set(names):
         return "it is a zarr version 2 store"
     return f"it is a folder with {', '.join(names[:3])}{' and more' * (len(names) > 3)}"
 
 
-def _format_of(document: Path) -> str:
+def _root_attributes(root: Path) -> dict[str, Any]:
+    """The root group's attributes as any zarr reader would see them, empty if there are none."""
     try:
-        attributes = json.loads(document.read_bytes())["attributes"]
-        return f" (format {attributes['format']})" if "format" in attributes else ""
-    except (ValueError, KeyError, TypeError):
-        return " and with a zarr.json that cannot be read"
+        return dict(json.loads((root / "zarr.json").read_bytes())["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tracekit.digest import digest_json
 from tracekit.errors import TraceError
 from tracekit.store import lock
 from tracekit.store.identity import TRACE_FORMAT, check_identity, open_journal
@@ -28,10 +29,12 @@ _MOVE_TRIES = 100
 class Trace:
     """The committed episodes of a store, as they were when it was opened; made by `Trace.open`."""
 
-    def __init__(self, path: Path, attributes: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, path: Path, head: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
         """Use `Trace.open`."""
         self.path = path
-        self.attributes = attributes
+        self.format: str = head["format"]
+        self.version: str = head["version"]
+        self.attributes: Mapping[str, Any] = head["attributes"]
         self._records = records
         self.episodes: tuple[EpisodeInfo, ...] = tuple(EpisodeInfo.from_json(r["info"]) for r in records.values())
         """Every committed episode, in the order in which they were committed."""
@@ -46,7 +49,7 @@ class Trace:
         root = Path(path)
         try:
             head = check_identity(root, format)
-            return cls(root, head["attributes"], open_journal(root, format).episodes())
+            return cls(root, head, open_journal(root, format).episodes())
         except OSError as error:
             raise TraceError(f"{root}: cannot be read: {error.strerror}; check the path and its rights") from error
 
@@ -54,6 +57,11 @@ class Trace:
     def nbytes(self) -> int:
         """Bytes of all committed episodes on the disk."""
         return sum(info.nbytes for info in self.episodes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over every committed episode's description and the checksum of its manifest."""
+        return digest_json([[record["info"], record["manifest"]["crc32c"]] for record in self._records.values()])
 
     def episode(self, name: str) -> Episode:
         """The episode whose id is `name`; raises TraceError if there is none or its manifest is damaged."""
@@ -89,6 +97,9 @@ class Episode:
         """Every key of the episode, sorted."""
         return tuple(sorted(self._places))
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
@@ -99,7 +110,7 @@ class Episode:
         return document.spec if column is None else document.columns[column][1]
 
     def present(self, key: str) -> npt.NDArray[np.bool_]:
-        """(steps,) which steps have `key`: all, unless it is optional."""
+        """(steps,) which steps have `key`: all, unless it is optional (and not of size 0, which leaves no sign)."""
         name, _ = self._place(key)
         document = self._document(name)
         if not document.spec.optional or not document.spec.row_nbytes:

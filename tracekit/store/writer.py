@@ -43,6 +43,9 @@ class TraceWriter:
         root = Path(path)
         if root.exists():
             raise TraceError(f"{root} exists already; choose another path, or append to it if it is a trace")
+        clash = {"format", "version"} & attributes.keys()
+        if clash:
+            raise TraceError(f"root attributes may not be called {', '.join(sorted(clash))}; rename them")
         contents = root_files(attributes, format)
         head = {
             "kind": "trace",
@@ -95,6 +98,11 @@ class TraceWriter:
         except TraceError:
             lock.release(held)
             raise
+
+    @property
+    def episode_ids(self) -> frozenset[str]:
+        """Ids of the committed episodes."""
+        return frozenset(self._commits.episodes)
 
     def episode(self, info: EpisodeInfo, schema: Mapping[str, ArraySpec]) -> EpisodeWriter:
         """Start an episode that stores `schema` (key -> array); use it as a `with` block.

@@ -1,0 +1,22 @@
+"""Traces to test with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tracekit.store.support import record
+from tracekit.store import TraceWriter
+
+
+@pytest.fixture
+def make_trace(tmp_path: Path) -> Callable[..., Path]:
+    def make(*steps: int, name: str = "t.zarr") -> Path:
+        with TraceWriter.create(tmp_path / name, {"policy": {"name": "mla", "widths": (1, 2)}}) as writer:
+            for seed, count in enumerate(steps):
+                record(writer, f"ep-{seed}", count, seed)
+        return tmp_path / name
+
+    return make
