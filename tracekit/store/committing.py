@@ -14,13 +14,20 @@ from typing import Any
 
 from tracekit.store import files
 from tracekit.store.journal import Commits, Journal
-from tracekit.store.metadata import ArrayDocument, array_document, group_document, shard_name
-from tracekit.store.places import episodes_folder, manifest_file, running_folder, steps_log
-from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
-from tracekit.store.sealed import crc32c, seal
+from tracekit.store.manifest import Manifest
+from tracekit.store.metadata import shard_name
+from tracekit.store.places import (
+    episodes_folder,
+    manifest_file,
+    running_folder,
+    set_aside_folder,
+    steps_log,
+)
+from tracekit.store.schema import ArraySpec, EpisodeInfo
+from tracekit.store.sealed import crc32c
 from tracekit.store.tables import stored_arrays, tables_of
 
-__all__ = ["Shard", "commit", "documents", "finish_moves", "key_places"]
+__all__ = ["Shard", "commit", "commit_manifest", "episode_record", "finish_moves", "set_aside"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +44,17 @@ def commit(
 ) -> None:
     """Commit the running episode `info.id`, whose finished and synced shards are `shards` (zarr path -> shard).
 
-    Optional arrays that no step had are left out of `shards`. Raises OSError; before the journal line is written the
-    episode is then still a running one.
+    Optional arrays that no step had are left out of `shards`. An episode of the same id is replaced; its files are set
+    aside. Raises OSError; before the journal line is written the episode is then still a running one.
     """
     folder = running_folder(root) / info.id
-    places = key_places(schema, shards)
     specs = stored_arrays(schema)
+    tables = tables_of(schema)
+    in_tables = {key for keys in tables.values() for key in keys}
+    kept = {key: spec for key, spec in schema.items() if key in shards or key in in_tables}
+    manifest = Manifest(info, kept, {name: shard.rows for name, shard in shards.items()}, {})
     entries = {f"{name}/{shard_name(specs[name])}": (s.nbytes, s.crc) for name, s in shards.items() if s.nbytes}
-    contents = documents(info, schema, {name: shard.rows for name, shard in shards.items()})
+    contents = manifest.documents()
     parents = sorted({parent for path in contents for parent in Path(path).parents})
     for parent in parents:
         files.make_folder(folder / parent)
@@ -53,46 +63,54 @@ def commit(
         entries[path] = (len(data), crc32c(data))
     for parent in parents:
         files.sync_folder(folder / parent)
-    info = replace(info, nbytes=sum(size for size, _ in entries.values()))
-    manifest = seal({"info": info.to_json(), "keys": places, "files": entries})
-    files.replace(manifest_file(root, info.id, commits.next_seq), manifest)
-    commits.append(
-        {"kind": "episode", "info": info.to_json(), "manifest": {"size": len(manifest), "crc32c": crc32c(manifest)}}
-    )
+    size = sum(nbytes for nbytes, _ in entries.values())
+    commit_manifest(root, commits, replace(manifest, info=replace(info, nbytes=size), files=entries))
     _move(root, info.id)
 
 
-def key_places(schema: Mapping[str, ArraySpec], stored: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
-    """Key -> (zarr path, column or None) of every key whose array is among `stored`, in schema order."""
-    columns = {key: (name, i) for name, keys in tables_of(schema).items() for i, key in enumerate(keys)}
-    places: dict[str, tuple[str, int | None]] = {key: columns.get(key, (key, None)) for key in schema}
-    return {key: place for key, place in places.items() if place[0] in stored}
+def commit_manifest(root: Path, commits: Commits, manifest: Manifest) -> None:
+    """Make `manifest` the current one of its episode. The files it lists must be on the disk. Raises OSError."""
+    number = 0
+    while (path := manifest_file(root, f"{manifest.info.id}@{number}.json")).exists():
+        number += 1
+    data = manifest.seal()
+    files.replace(path, data)
+    commits.append(episode_record(manifest, path.name, data))
 
 
-def documents(info: EpisodeInfo, schema: Mapping[str, ArraySpec], rows: Mapping[str, int]) -> dict[str, bytes]:
-    """Path in the episode's folder -> contents of every `zarr.json`, for the arrays in `rows` (zarr path -> rows)."""
-    tables = tables_of(schema)
-    specs = stored_arrays(schema)
-    found: dict[str, bytes] = {}
-    for name, count in rows.items():
-        columns = tuple((key, schema[key]) for key in tables.get(name, ()))
-        for parent in Path(name).parents:
-            found[str(parent / "zarr.json")] = group_document({})
-        found[f"{name}/zarr.json"] = array_document(ArrayDocument(specs[name], count, rows_axis(name), columns))
-    about = {name: value for name, value in info.to_json().items() if name != "nbytes"}
-    return {**found, "zarr.json": group_document(about)}
+def episode_record(manifest: Manifest, name: str, data: bytes) -> dict[str, Any]:
+    """The journal line that commits `manifest`, whose file `name` holds `data`."""
+    about = {"name": name, "size": len(data), "crc32c": crc32c(data)}
+    return {"kind": "episode", "info": manifest.info.to_json(), "manifest": about}
 
 
 def finish_moves(root: Path, journal: Journal) -> None:
     """Move committed episodes that a crash left in the running folder. Raises OSError."""
     for episode in journal.episodes():
-        if (running_folder(root) / episode).is_dir():
+        if (running_folder(root) / episode / "zarr.json").is_file():
             _move(root, episode)
         files.remove_file(steps_log(root, episode))
 
 
+def set_aside(root: Path, path: Path, name: str) -> Path:
+    """Move `path` to the set-aside folder, under `name` or, where that is taken, `name` and a number."""
+    folder = set_aside_folder(root)
+    files.make_folder(folder)
+    target, number = folder / name, 1
+    while target.exists():
+        number += 1
+        target = folder / f"{name}-{number}"
+    files.rename(path, target)
+    files.sync_folder(folder)
+    files.sync_folder(path.parent)
+    return target
+
+
 def _move(root: Path, episode: str) -> None:
-    files.rename(running_folder(root) / episode, episodes_folder(root) / episode)
+    target = episodes_folder(root) / episode
+    if target.exists():
+        set_aside(root, target, episode)
+    files.rename(running_folder(root) / episode, target)
     files.sync_folder(episodes_folder(root))
     files.sync_folder(running_folder(root))
     files.remove_file(steps_log(root, episode))

@@ -1,4 +1,4 @@
-"""zarr v3 metadata documents of the store's arrays and groups, as bytes, and back.
+"""zarr v3 metadata documents of the store's arrays and groups, as bytes.
 
 Every array is one shard (the file `c.0.0…` beside its `zarr.json`) of one chunk per step, because a shard can be
 appended to step by step and closed with its index: no chunk is ever written twice, and a step costs one small write
@@ -8,16 +8,14 @@ columns of one table per dtype, `scalars/<dtype>`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tracekit.digest import canonical_json
-from tracekit.errors import TraceError
 from tracekit.store.schema import CODECS, ArraySpec
 
-__all__ = ["ArrayDocument", "array_document", "group_document", "parse_array", "shard_name"]
+__all__ = ["ArrayDocument", "array_document", "group_document", "shard_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +68,6 @@ def array_document(document: ArrayDocument) -> bytes:
     )
 
 
-def parse_array(data: bytes, where: str) -> ArrayDocument:
-    """Inverse of `array_document`; raises TraceError (naming `where`) for an array the store did not write."""
-    document = json.loads(data)
-    attributes = dict(document["attributes"])
-    columns = attributes.pop("columns", ())
-    (sharding,) = document["codecs"]
-    rows, *shape = document["shape"]
-    rows_axis, *axes = document["dimension_names"]
-    spec = ArraySpec(
-        dtype=attributes.pop("dtype", document["data_type"]),
-        shape=tuple(shape),
-        axes=tuple(axes),
-        unit=attributes.pop("unit"),
-        optional=attributes.pop("optional"),
-        codec=_codec(sharding["configuration"]["codecs"], where),
-        attributes=attributes,
-    )
-    return ArrayDocument(spec, rows, rows_axis, tuple(_column(spec, column) for column in columns))
-
-
 def _attributes(document: ArrayDocument) -> dict[str, Any]:
     spec = document.spec
     attributes: dict[str, Any] = {**spec.attributes, "unit": spec.unit, "optional": spec.optional}
@@ -100,17 +78,3 @@ def _attributes(document: ArrayDocument) -> dict[str, Any]:
             {"key": key, "unit": column.unit, "attributes": dict(column.attributes)} for key, column in document.columns
         ]
     return attributes
-
-
-def _column(table: ArraySpec, column: Mapping[str, Any]) -> tuple[str, ArraySpec]:
-    return column["key"], ArraySpec(table.dtype, unit=column["unit"], attributes=column["attributes"])
-
-
-def _codec(codecs: Sequence[Mapping[str, Any]], where: str) -> str | None:
-    names = [codec["name"] for codec in codecs]
-    if names == ["bytes", "crc32c"]:
-        return None
-    if names == ["bytes", "zstd", "crc32c"]:
-        level = codecs[1]["configuration"]["level"]
-        return next((name for name, value in CODECS.items() if value == level), "zstd")
-    raise TraceError(f"{where}: codecs {names} are not known to this version; update tracekit to read it")

@@ -3,7 +3,7 @@
     zarr.json                       the root group; its attributes are those of the trace
     episodes/<id>/<key>/            committed episodes: one zarr array per key, one shard file per array
     journal/commits.jsonl           the commit journal: what exists, in committed order
-    journal/manifests/<id>@<n>.json every file of the episode that journal line n commits, with size and CRC
+    journal/manifests/<id>@<n>.json arrays and files of an episode, with sizes and CRCs
     journal/running/<id>/           an episode that is being written; <id>.jsonl beside it logs its steps
     journal/set_aside/              damaged data that `repair` took out of the way
     journal/lock                    held by the one writer
@@ -36,9 +36,9 @@ def lock_file(root: Path) -> Path:
     return root / "journal" / "lock"
 
 
-def manifest_file(root: Path, episode: str, seq: int) -> Path:
-    """The list of all files of an episode as committed by journal line `seq`."""
-    return root / "journal" / "manifests" / f"{episode}@{seq}.json"
+def manifest_file(root: Path, name: str) -> Path:
+    """The manifest `<id>@<n>.json`; n counts up when an episode is replaced."""
+    return root / "journal" / "manifests" / name
 
 
 def episodes_folder(root: Path) -> Path:

@@ -15,9 +15,10 @@ from tracekit.digest import digest_json
 from tracekit.errors import TraceError
 from tracekit.store import lock
 from tracekit.store.identity import TRACE_FORMAT, check_identity, open_journal
-from tracekit.store.metadata import ArrayDocument, parse_array, shard_name
+from tracekit.store.manifest import Manifest
+from tracekit.store.metadata import shard_name
 from tracekit.store.places import episodes_folder, manifest_file, running_folder
-from tracekit.store.schema import ArraySpec, EpisodeInfo
+from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
 from tracekit.store.sealed import crc32c, unseal
 from tracekit.store.shards import ShardReader
 
@@ -79,17 +80,15 @@ class Episode:
         """Use `Trace.episode`."""
         self.info = EpisodeInfo.from_json(record["info"])
         self._root = root
-        path = manifest_file(root, self.info.id, record["seq"])
-        data = _checked(path, record["manifest"]["size"], record["manifest"]["crc32c"])
-        manifest = unseal(data)
+        about = record["manifest"]
+        path = manifest_file(root, about["name"])
+        manifest = unseal(_checked(path, about["size"], about["crc32c"]))
         if manifest is None:
             raise _damaged(path, "is damaged")
-        self._files: dict[str, tuple[int, int]] = {name: (size, crc) for name, (size, crc) in manifest["files"].items()}
-        self._places: dict[str, tuple[str, int | None]] = {
-            key: (at, col) for key, (at, col) in manifest["keys"].items()
-        }
+        self._manifest = Manifest.from_json(manifest)
+        self._places = self._manifest.places()
+        self._arrays = self._manifest.arrays()
         self._folder = _folder_of(root, self.info.id)
-        self._documents: dict[str, ArrayDocument] = {}
         self._shards: dict[str, ShardReader] = {}
         self._tables: dict[str, npt.NDArray[Any]] = {}
 
@@ -104,18 +103,16 @@ class Episode:
         return key in self._places
 
     def spec(self, key: str) -> ArraySpec:
-        """What `key` is (per step); raises TraceError if the episode lacks it or its metadata is damaged."""
-        name, column = self._place(key)
-        document = self._document(name)
-        return document.spec if column is None else document.columns[column][1]
+        """What `key` is (per step); raises TraceError if the episode lacks it."""
+        self._place(key)
+        return self._manifest.schema[key]
 
     def present(self, key: str) -> npt.NDArray[np.bool_]:
         """(steps,) which steps have `key`: all, unless it is optional (and not of size 0, which leaves no sign)."""
         name, _ = self._place(key)
-        document = self._document(name)
-        if not document.spec.optional or not document.spec.row_nbytes:
-            return np.ones(document.rows, np.bool_)
-        return self._shard(name, document).present
+        if not self._arrays[name].optional or not self._arrays[name].row_nbytes:
+            return np.ones(self._manifest.rows[name], np.bool_)
+        return self._shard(name).present
 
     def read(self, key: str, step: int | None = None) -> npt.NDArray[Any]:
         """All steps of `key`, (steps, …), or one step (…), counted from 0. bfloat16 comes as its uint16 bits.
@@ -124,38 +121,37 @@ class Episode:
         Raises TraceError if the episode lacks the key or the step, or if what is stored is not what was written.
         """
         name, column = self._place(key)
-        document = self._document(name)
-        if step is not None and not 0 <= step < document.rows:
+        count, axis = self._manifest.rows[name], rows_axis(name)
+        if step is not None and not 0 <= step < count:
             raise TraceError(
-                f"{self._root}: {key!r} of episode {self.info.id!r} has {document.rows} {document.rows_axis}s, "
-                f"there is no {document.rows_axis} {step}; they count from 0"
+                f"{self._root}: {key!r} of episode {self.info.id!r} has {count} {axis}s, "
+                f"there is no {axis} {step}; they count from 0"
             )
         if column is not None:
             if name not in self._tables:
-                self._tables[name] = self._read_rows(name, document, None)
+                self._tables[name] = self._read_rows(name, None)
             values = self._tables[name][:, column]
             return np.array(values if step is None else values[step])
         if step is None:
-            return self._read_rows(name, document, None)
-        return np.asarray(self._read_rows(name, document, step)[0, ...])
+            return self._read_rows(name, None)
+        return np.asarray(self._read_rows(name, step)[0, ...])
 
-    def _read_rows(self, name: str, document: ArrayDocument, step: int | None) -> npt.NDArray[Any]:
-        spec = document.spec
-        count = document.rows if step is None else 1
-        if not spec.row_nbytes or not document.rows:
-            return np.empty((count, *spec.shape), spec.storage)
-        shard = self._shard(name, document)
-        rows = np.arange(document.rows) if step is None else np.array([step])
+    def _read_rows(self, name: str, step: int | None) -> npt.NDArray[Any]:
+        spec = self._arrays[name]
+        rows = np.arange(self._manifest.rows[name]) if step is None else np.array([step])
+        if not spec.row_nbytes or not len(rows):
+            return np.empty((len(rows), *spec.shape), spec.storage)
+        shard = self._shard(name)
         present = shard.present[rows]
         if present.all():
-            out = np.empty((count, *spec.shape), spec.storage)
+            out = np.empty((len(rows), *spec.shape), spec.storage)
             shard.read(rows, out)
             return out
         if step is not None:
             raise TraceError(f"{self._root}: step {step} of episode {self.info.id!r} has no {name!r}; see present()")
         found = np.empty((int(present.sum()), *spec.shape), spec.storage)
         shard.read(rows[present], found)
-        out = np.full((count, *spec.shape), spec.fill, spec.storage)
+        out = np.full((len(rows), *spec.shape), spec.fill, spec.storage)
         out[present] = found
         return out
 
@@ -164,23 +160,19 @@ class Episode:
             parts = sorted({other.partition("/")[0] for other in self._places})
             near = get_close_matches(key, self._places, 1)
             raise TraceError(
-                f"{self._root}: the trace lacks {key!r} in episode {self.info.id!r}"
+                f"{self._root}: the trace lacks {key!r} in episode {self.info.id!r}{self._gone(key)}"
                 f"{f' (did you mean {near[0]!r}?)' if near else ''}; it has the parts {', '.join(parts) or 'none'}; "
                 f"record again with {key.partition('/')[0]} in the capture specification"
             )
         return self._places[key]
 
-    def _document(self, name: str) -> ArrayDocument:
-        if name not in self._documents:
-            path = f"{name}/zarr.json"
-            data = _checked(self._folder / path, *self._files[path])
-            self._documents[name] = parse_array(data, f"{self._root}: {name!r} of episode {self.info.id!r}")
-        return self._documents[name]
+    def _gone(self, key: str) -> str:
+        return " (prune-store took it away)" if key in self._manifest.dropped else ""
 
-    def _shard(self, name: str, document: ArrayDocument) -> ShardReader:
+    def _shard(self, name: str) -> ShardReader:
         if name not in self._shards:
-            path = self._folder / name / shard_name(document.spec)
-            self._shards[name] = ShardReader(path, document.spec, document.rows)
+            spec = self._arrays[name]
+            self._shards[name] = ShardReader(self._folder / name / shard_name(spec), spec, self._manifest.rows[name])
         return self._shards[name]
 
 

@@ -1,0 +1,74 @@
+"""The manifest of a committed episode: what it is, what its arrays are, and every file with its size and CRC32C.
+
+One sealed line in `journal/manifests/`, itself sealed by the journal line that commits the episode. Readers take
+arrays and shapes from it; the `zarr.json` files say the same to other zarr readers and can be made anew from it.
+The episode's own group attributes repeat all but the files, so that either of the two can be rebuilt from the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tracekit.store.metadata import ArrayDocument, array_document, group_document
+from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
+from tracekit.store.sealed import seal
+from tracekit.store.tables import stored_arrays, tables_of
+
+__all__ = ["Manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`schema`: key -> array, of the keys that are there. `rows`: zarr path -> steps (or samples).
+
+    `files`: path in the episode's folder -> (bytes, CRC32C). `dropped`: keys that `prune_store` took away.
+    """
+
+    info: EpisodeInfo
+    schema: Mapping[str, ArraySpec]
+    rows: Mapping[str, int]
+    files: Mapping[str, tuple[int, int]]
+    dropped: tuple[str, ...] = ()
+
+    def places(self) -> dict[str, tuple[str, int | None]]:
+        """Key -> (zarr path, column of a table or None)."""
+        columns = {key: (name, i) for name, keys in tables_of(self.schema).items() for i, key in enumerate(keys)}
+        return {key: columns.get(key, (key, None)) for key in self.schema}
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Zarr path -> specification of every stored array."""
+        return stored_arrays(self.schema)
+
+    def documents(self) -> dict[str, bytes]:
+        """Path in the episode's folder -> contents of every `zarr.json`."""
+        tables = tables_of(self.schema)
+        found: dict[str, bytes] = {}
+        for name, spec in self.arrays().items():
+            columns = tuple((key, self.schema[key]) for key in tables.get(name, ()))
+            for parent in Path(name).parents:
+                found[str(parent / "zarr.json")] = group_document({})
+            found[f"{name}/zarr.json"] = array_document(ArrayDocument(spec, self.rows[name], rows_axis(name), columns))
+        about = {name: value for name, value in self.info.to_json().items() if name != "nbytes"}
+        return {**found, "zarr.json": group_document({**about, **self._contents()})}
+
+    def seal(self) -> bytes:
+        """The manifest as its file holds it."""
+        return seal({"info": self.info.to_json(), **self._contents(), "files": dict(self.files)})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `seal`, after unsealing; also takes the attributes of an episode's group, which list no files."""
+        return cls(
+            EpisodeInfo.from_json(data.get("info", data)),
+            {key: ArraySpec.from_json(spec) for key, spec in data["arrays"]},
+            data["rows"],
+            {path: (size, crc) for path, (size, crc) in data.get("files", {}).items()},
+            tuple(data["dropped"]),
+        )
+
+    def _contents(self) -> dict[str, Any]:
+        arrays = [[key, spec.to_json()] for key, spec in self.schema.items()]
+        return {"arrays": arrays, "rows": dict(self.rows), "dropped": list(self.dropped)}
