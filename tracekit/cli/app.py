@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tracekit.cli import diff, info, record, replay, report
+from tracekit.cli import conform, convert, diff, info, record, replay, report
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,8 @@ app.command("info")(info.info)
 app.command("replay")(replay.replay)
 app.command("diff")(diff.diff)
 app.add_typer(report.app, name="report")
+app.command("convert")(convert.convert)
+app.command("conform")(conform.conform)
 
 
 def main() -> None:

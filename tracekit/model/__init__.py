@@ -30,6 +30,7 @@ __all__ = [
     "WordTokenizer",
     "initialise",
     "load_directory",
+    "load_policy_directory",
     "load_release",
     "mla_7b",
     "reference",

@@ -6,8 +6,9 @@ instruction) and golden.npz (inputs, random draws, and the release's own tensors
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,10 @@ class ArrayResult:
     rel_error: float
     ok: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; an error that is no number (shapes differ, or ours is not finite) is null."""
+        return {"rel_error": self.rel_error if math.isfinite(self.rel_error) else None, "ok": self.ok}
+
 
 @dataclass(frozen=True, slots=True)
 class ConformReport:
@@ -89,10 +94,10 @@ class ConformReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values with stable keys."""
         return {
-            "arrays": {name: {"rel_error": r.rel_error, "ok": r.ok} for name, r in self.arrays.items()},
+            "arrays": {name: result.to_json() for name, result in self.arrays.items()},
             "ok": self.ok,
-            "prefix_kv": {"rel_error": self.prefix_kv.rel_error, "ok": self.prefix_kv.ok},
-            "pinning": {"rel_error": self.pinning},
+            "prefix_kv": self.prefix_kv.to_json(),
+            "pinning": {"rel_error": self.pinning if math.isfinite(self.pinning) else None},
             "skipped": list(self.skipped),
         }
 
@@ -123,10 +128,10 @@ def conform(directory: Path, options: ReleaseOptions | None = None) -> ConformRe
     initial = torch.from_numpy(golden["noisy_action"][0]).reshape(policy.action_shape)
     with torch.inference_mode():
         tokens = policy.tokenize(observation)
-        ours = _recompute(policy, tokens, starts, initial, golden["pruned_keep"])
-        pinned = [starts[0]] * policy.passes
-        full = _denoise(policy, tokens, pinned, initial)["action_unclipped"]
-        kept = denoise_over_prefix(policy, policy.embed_prefix(tokens, starts[0]), initial).numpy()
+        prefixes = [policy.embed_prefix(tokens, start) for start in starts]
+        ours = _recompute(policy, tokens, prefixes, initial, golden["pruned_keep"])
+        full = _denoise(policy, tokens, prefixes[:1] * policy.passes, initial)["action_unclipped"]
+        kept = denoise_over_prefix(policy, prefixes[0], initial).numpy()
     results = {name: _compare(name, ours[name], golden[name]) for name in sorted({*golden} - INPUTS)}
     error = relative_error(kept, full)
     return ConformReport(
@@ -160,7 +165,7 @@ def denoise_over_prefix(policy: MLA, prefix: Prefix, sample: Tensor) -> Tensor:
 def _read_golden(directory: Path) -> Arrays:
     path = directory / "golden.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             golden = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PolicyError(f"{path}: cannot be read ({error}); give a folder laid out as a conformance set") from error
@@ -181,12 +186,11 @@ def _compare(name: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> Arr
     return ArrayResult(error, error <= (DERIVED if name in DERIVED_ARRAYS else DIRECT))
 
 
-def _denoise(policy: MLA, tokens: MLATokens, starts: list[tuple[int, ...]], sample: Tensor) -> Arrays:
-    """The release's loop: both encoders and the whole sequence anew in every pass."""
+def _denoise(policy: MLA, tokens: MLATokens, prefixes: Sequence[Prefix], sample: Tensor) -> Arrays:
+    """The release's loop: the whole sequence anew in every pass, over the prefix of that pass."""
     kept: dict[str, list[Tensor]] = {}
     action = tokens.layout.span("action").slice
-    for step, start in enumerate(starts):
-        prefix = policy.embed_prefix(tokens, start)
+    for step, prefix in enumerate(prefixes):
         rows = torch.cat([prefix.rows, policy.embed_tail(sample, step)])
         hidden = policy.forward(rows, torch.arange(len(rows)))
         noise = policy.read_noise(hidden[action])
@@ -204,17 +208,17 @@ def _denoise(policy: MLA, tokens: MLATokens, starts: list[tuple[int, ...]], samp
 
 
 def _recompute(
-    policy: MLA, tokens: MLATokens, starts: list[tuple[int, ...]], initial: Tensor, keep: npt.NDArray[np.bool_]
+    policy: MLA, tokens: MLATokens, prefixes: Sequence[Prefix], initial: Tensor, keep: npt.NDArray[np.bool_]
 ) -> Arrays:
     """Every array that a golden file may hold."""
     layout = tokens.layout
-    ours = _denoise(policy, tokens, starts, initial)
+    ours = _denoise(policy, tokens, prefixes, initial)
     ours["action"] = policy.read_out(torch.from_numpy(ours["action_unclipped"])).numpy()
     ours["denoise_timesteps"] = np.array(policy.timesteps, np.float64)
 
     queries = torch.arange(layout.span("text").start, layout.length)
     ours["attention_row_positions"] = queries.numpy()
-    prefix = policy.embed_prefix(tokens, starts[0])
+    prefix = prefixes[0]
     rows = torch.cat([prefix.rows, policy.embed_tail(initial, 0)])
     with _observed(policy, queries) as seen:
         final = policy.forward(rows, torch.arange(len(rows)))
