@@ -1,4 +1,4 @@
-"""Writes what a controller sees, decides and does into a trace: one transaction per episode, one record per control step.
+"""Writes what a controller sees, decides and does into a trace: an episode is a transaction, a control step a record.
 
 The recorder draws no random number and changes nothing in the forward pass: with it or without it, actions are bitwise
 the same.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +38,9 @@ MATCH_ON_APPEND = ("policy", "capture", "execution", "action_spec", "configurati
 class Recorder:
     """Records the steps that `controller` takes. Use as a context manager around `episode(...)` blocks.
 
-    `driver`: who moved the arm, `policy` or, in a shadow run, for example `expert`: then the recorded policy actions were
-    computed and not executed. `source`: what the observations came from (simulator and version, robot). An existing
-    trace is appended to when everything in `MATCH_ON_APPEND` is equal; raises TraceError otherwise.
+    `driver`: who moved the arm: `policy` or, in a shadow run, for example `expert`, and then the recorded policy
+    actions were computed and not executed. `source`: what the observations came from (simulator and version, robot). An
+    existing trace is appended to when everything in `MATCH_ON_APPEND` is equal; raises TraceError otherwise.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Recorder:
         self._reduction = Reduction()
         self._writer: TraceWriter | None = None
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         attributes = self._attributes()
         if self._path.exists():
             writer = TraceWriter.append(self._path, attributes, match=MATCH_ON_APPEND)
@@ -100,7 +100,9 @@ class Recorder:
         uid = secrets.randbits(64) if uid is None else uid
         name = episode_id or f"{task}-{seed if seed is not None else f'{uid:016x}'}"
         if name in writer.episode_ids:
-            raise TraceError(f"{self._path}: episode {name!r} is already there; record another seed or into another trace")
+            raise TraceError(
+                f"{self._path}: episode {name!r} is already there; record another seed or into another trace"
+            )
         info = EpisodeInfo(
             id=name,
             task=task,
@@ -113,13 +115,10 @@ class Recorder:
             },
         )
         self._controller.reset(uid)
-        recording = EpisodeRecording(writer, info, self._controller, self._capture, self._reduction)
-        try:
+        with ExitStack() as transaction:
+            recording = EpisodeRecording(transaction, writer, info, self._controller, self._capture, self._reduction)
             yield recording
-        except BaseException:
-            recording.abort()
-            raise
-        recording.commit()
+            recording.commit()
 
     def _open_writer(self) -> TraceWriter:
         if self._writer is None:
@@ -148,6 +147,7 @@ class EpisodeRecording:
 
     def __init__(
         self,
+        transaction: ExitStack,
         writer: TraceWriter,
         info: EpisodeInfo,
         controller: Controller,
@@ -155,14 +155,14 @@ class EpisodeRecording:
         reduction: Reduction,
     ) -> None:
         self.success: bool | None = None
-        self._writer, self._info = writer, info
+        self._transaction, self._writer, self._info = transaction, writer, info
         self._controller, self._capture, self._reduction = controller, capture, reduction
         self._phases: list[str] = []
         self._episode: EpisodeWriter | None = None
 
     @contextmanager
     def step(self, observation: Observation, phase: str | None = None) -> Iterator[StepRecording]:
-        """One control step: call the controller on `observation` inside the block and set `action` to what was executed.
+        """One control step: inside the block, call the controller on `observation`, set `action` to what was executed.
 
         Raises TraceError if the controller took no step, or more than one.
         """
@@ -172,8 +172,8 @@ class EpisodeRecording:
         result, draws = self._controller.last, self._controller.last_draws
         if result is None or draws is None or self._controller.steps != before + 1:
             raise TraceError(
-                f"episode {self._info.id!r}: {self._controller.steps - before} control steps were taken inside one recorded "
-                "step; call the controller exactly once on the observation"
+                f"episode {self._info.id!r}: {self._controller.steps - before} control steps were taken inside one "
+                "recorded step; call the controller exactly once on the observation"
             )
         fields = step_fields(
             observation, result, draws, self._capture, self._controller.policy.action_spec, self._reduction
@@ -187,7 +187,9 @@ class EpisodeRecording:
         if phase is not None:
             if phase not in self._phases:
                 self._phases.append(phase)
-            fields[keys.PHASE] = field(self._phases.index(phase), "int8", unit="index into the episode's `phases`", optional=True)
+            fields[keys.PHASE] = field(
+                self._phases.index(phase), "int8", unit="index into the episode's `phases`", optional=True
+            )
         self._append(fields, list(observation.images), result.layout.to_json())
 
     def commit(self) -> None:
@@ -195,18 +197,12 @@ class EpisodeRecording:
         if self._episode is None:
             raise TraceError(f"episode {self._info.id!r} has no step; nothing was recorded")
         self._episode.finish(success=self.success, attributes={"phases": self._phases})
-        self._episode.__exit__(None, None, None)
-
-    def abort(self) -> None:
-        """Leave the episode uncommitted."""
-        if self._episode is not None:
-            self._episode.abort()
 
     def _append(self, fields: Mapping[str, Field], views: list[str], layout: list[list[Any]]) -> None:
         if self._episode is None:
             schema = {key: item.spec for key, item in fields.items()}
             info = replace(self._info, attributes={**self._info.attributes, "views": views, "layout": layout})
-            self._episode = self._writer.episode(info, schema).__enter__()
+            self._episode = self._transaction.enter_context(self._writer.episode(info, schema))
         self._episode.append({key: item.value for key, item in fields.items()})
 
 

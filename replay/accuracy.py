@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from replay.source import RecordedEpisode, RecordedStep
 from tracekit.config import Configuration

@@ -22,12 +22,13 @@ def replay_decisions(
     """Episode id -> the decision of every step under `config`, from the scores stored in `trace`.
 
     Equal to the decisions of a forward replay in the environment that recorded the trace, and the same bits everywhere.
-    Raises TraceError if the scores of the configuration's reduction were not stored, or the pruner needs more than scores.
+    Raises TraceError if the scores of the configuration's reduction were not stored, or the pruner needs others.
     """
     resolved = config if isinstance(config, Configuration) else load_config(config)
     if resolved.method.reads == "observables":
         raise TraceError(
-            f"pruner {resolved.kind!r} decides from observables, not from stored scores; use a forward replay (`tracekit replay`)"
+            f"pruner {resolved.kind!r} decides from observables, not from stored scores; "
+            "use a forward replay (`tracekit replay`)"
         )
     source = TraceSource(trace)
     return {episode.info.id: _decide(episode, resolved) for episode in source.episodes(episodes)}

@@ -1,4 +1,4 @@
-"""How far a replayed action is from the recorded one, in the units of the robot. Open-loop: it says nothing of success."""
+"""How far a replayed action is from the recorded one, in the robot's units. Open-loop: it says nothing of success."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def deviation(
 ) -> Deviation:
     """Compare step by step; every array is (T, A)."""
     pairs = [
-        (spec.split(a), spec.split(b)) for one, other in zip(actions, recorded, strict=True) for a, b in zip(one, other, strict=True)
+        (spec.split(a), spec.split(b))
+        for one, other in zip(actions, recorded, strict=True)
+        for a, b in zip(one, other, strict=True)
     ]
     moved = [float(np.linalg.norm(ours[0] - theirs[0])) for ours, theirs in pairs]
     turned = [_angle(ours[1], theirs[1]) for ours, theirs in pairs]

@@ -1,4 +1,4 @@
-"""Replays a trace under any number of configurations: decisions and actions on all steps, timings on a sample of them."""
+"""Replays a trace under any number of configurations: decisions and actions on all steps, timings on a sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """Unpruned configurations a pruned one is measured against: as released, with its encoders' caching, with its reuse."""
+    """What a configuration is measured against, unpruned: as released, with cached encoders, with its reuse."""
 
     full: Configuration
     encoders: Configuration
@@ -75,7 +75,9 @@ class Replay:
         names = [config.name for config in resolved]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"two configurations are called {name!r}; set `name` in the TOML so that results can be told apart")
+                raise ConfigError(
+                    f"two configurations are called {name!r}; set `name` in the TOML so that results can be told apart"
+                )
         if not resolved:
             raise ConfigError("no configuration to replay; give --config FILE or a preset's name")
         needed = [config for own in resolved for config in (_References.of(own).reuse, own)]
@@ -141,5 +143,3 @@ class _Counter:
     def advance(self) -> None:
         self._count += 1
         self._progress(self._what, self._count, self._total)
-
-

@@ -1,4 +1,4 @@
-"""Replay results in memory and on disk. A saved replay is a store of its own: one episode per configuration and episode."""
+"""Replay results in memory and on disk: a saved replay is a store with an episode per configuration and episode."""
 
 from __future__ import annotations
 
@@ -107,7 +107,12 @@ def _step_arrays(step: StepReplay) -> dict[str, npt.NDArray[Any]]:
         "timing/stages_ns": result.times_ns,
         "timing/wall_ns": np.asarray(result.wall_ns, np.int64),
     }
-    for name, mask in (("s1", decision.s1), ("s2", decision.s2), ("cluster", decision.cluster), ("conflict", decision.conflict)):
+    for name, mask in (
+        ("s1", decision.s1),
+        ("s2", decision.s2),
+        ("cluster", decision.cluster),
+        ("conflict", decision.conflict),
+    ):
         if mask is not None:
             arrays[f"decision/{name}"] = mask
     arrays["decision/mask_2d"] = decision.keep_2d

@@ -101,7 +101,7 @@ class TraceSource:
         return tuple(RecordedEpisode(self.trace.episode(name)) for name in (wanted or known))
 
     def policy(self, spec: str | None, precision: Precision) -> Policy:
-        """The policy that was recorded, or `spec` in its place; raises PolicyError if its weights are not the recorded ones."""
+        """The recorded policy, or `spec` in its place; raises PolicyError if its weights are not the recorded ones."""
         recorded = self.trace.attributes["policy"]
         policy = load_policy(spec or recorded["name"], precision)
         found = policy.identity
@@ -111,7 +111,7 @@ class TraceSource:
         ):
             if ours != theirs:
                 raise PolicyError(
-                    f"{self.path}: recorded with policy {recorded['name']!r}, {what} {theirs[:12]}, but {found.name!r} has "
-                    f"{ours[:12]}; give the recorded policy with --policy NAME or DIR"
+                    f"{self.path}: recorded with policy {recorded['name']!r}, {what} {theirs[:12]}, but {found.name!r} "
+                    f"has {ours[:12]}; give the recorded policy with --policy NAME or DIR"
                 )
         return policy

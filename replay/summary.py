@@ -26,8 +26,8 @@ DECISION_STAGES = ("stage3", "stage1", "stage2", "fuse")
 class Rates:
     """Kept tokens and pruning rates.
 
-    `kept_2d`, `kept_3d`, `rate_2d`, `rate_3d`: means over the steps at which pruning was active, over their pruned passes
-    (to compare with the paper). `effective_rate`: pruned / all visual token-passes, with every unpruned step and pass.
+    `kept_2d`, `kept_3d`, `rate_2d`, `rate_3d`: means over the steps at which pruning was active, over their pruned
+    passes (to compare with the paper). `effective_rate`: pruned / all visual token-passes, unpruned ones included.
     """
 
     kept_2d: float
@@ -72,7 +72,9 @@ class Summary:
             "decision_ms": None if timing is None else timing.stage_ms(*DECISION_STAGES),
             "observe_ms": None if timing is None else timing.stage_ms("observe"),
             "step_ms": None if timing is None else {"median": timing.median_ms, "spread": timing.spread_ms},
-            "stages_ms": None if timing is None else {**{s: timing.stage_ms(s) for s in STAGES}, "other": timing.other_ms},
+            "stages_ms": None
+            if timing is None
+            else {**{s: timing.stage_ms(s) for s in STAGES}, "other": timing.other_ms},
             "speedup": None if self.speedup is None else asdict(self.speedup),
             "deviation": dict(self.deviation),
             "deviation_unpruned": dict(self.deviation_unpruned),
@@ -127,7 +129,7 @@ def rates(steps: Sequence[StepReplay]) -> Rates:
 
 
 def speedup(pruned: VariantTiming, full: VariantTiming, encoders: VariantTiming, reuse: VariantTiming) -> Speedup:
-    """Medians over the rounds of ratios within a round. full: unpruned, no reuse; encoders, reuse: unpruned under them."""
+    """Medians over the rounds of ratios within a round; `full`, `encoders`, `reuse`: unpruned, under that reuse."""
     return Speedup(
         total=float(np.median(full.wall_ms / pruned.wall_ms)),
         encoders=float(np.median(full.wall_ms / encoders.wall_ms)),

@@ -57,7 +57,7 @@ class VariantTiming:
 
     def stage_ms(self, *stages: str) -> float:
         """Median over the rounds of the sum of `stages`."""
-        columns = [STAGES.index(stage) for stage in stages]  # type: ignore[arg-type]  # an unknown stage raises ValueError
+        columns = [STAGES.index(stage) for stage in stages]
         return float(np.median(self.stages_ms[:, columns].sum(axis=1)))
 
     @property
@@ -69,7 +69,7 @@ class VariantTiming:
 def sample_steps(lengths: Sequence[int], wanted: int) -> tuple[SampledStep, ...]:
     """Steps to time: one first step, which starts cold, and `wanted` - 1 later ones spread evenly over the episodes.
 
-    `lengths`: steps of every episode. Weights are shares of all steps, so that the weighted mean is that of whole episodes.
+    `lengths`: steps of every episode. Weights are shares of all steps: the weighted mean is that of whole episodes.
     """
     total = sum(lengths)
     later = [(episode, step) for episode, length in enumerate(lengths) for step in range(1, length)]
@@ -85,7 +85,7 @@ def time_variants(
     options: TimingOptions,
     advance: Callable[[], None],
 ) -> dict[str, VariantTiming]:
-    """Time every variant on the sampled steps; `uids` are those of the episodes. `advance` is called once per timed step."""
+    """Time every variant on the sampled steps; `uids`: of the episodes. `advance` is called once per timed step."""
     lengths = [len(episode.steps) for episode in next(iter(variants.values()))[2]]
     sample = sample_steps(lengths, options.steps)
     walls: dict[str, list[float]] = {name: [] for name in variants}

@@ -54,7 +54,7 @@ class ReplayDiff:
 
 
 def diff_replays(a: str | Path, b: str | Path) -> ReplayDiff:
-    """Compare two saved replays. Raises TraceError where they cannot be compared: other traces, configurations or steps."""
+    """Compare two saved replays. Raises TraceError where they cover other traces, configurations or episodes."""
     one, other = SavedReplay(a), SavedReplay(b)
     _check_comparable(one, other)
     first = []

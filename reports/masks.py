@@ -1,4 +1,4 @@
-"""The masks over the camera images, step by step: which patches keep their image token, their point tokens, both, neither."""
+"""The masks over the camera images, step by step: which patches keep image token, point tokens, both, or neither."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def draw_masks(
     """Draw one episode of a saved replay: a row of camera images, then a row of masks per configuration.
 
     `configurations`: names, all by default; `episode`: id, the first by default; `trace`: where the replayed trace is,
-    if it was moved. Writes a picture (PNG, SVG or PDF by the ending of `out`). Raises TraceError (one line) if something
-    named is not there.
+    if it was moved. Writes a picture (PNG, SVG or PDF by the ending of `out`). Raises TraceError (one line) if
+    something named is not there.
     """
     saved = SavedReplay(replay)
     target = Path(out)
@@ -101,19 +101,30 @@ def _figure(recording: Episode, chosen: Sequence[tuple[str, Episode]], columns: 
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(f"{recording.info.id}: “{recording.info.instruction}”", fontsize=12)
-    handles = [Patch(facecolor=colour, edgecolor="0.3", label=label) for label, colour in zip(CLASSES, COLOURS, strict=True)]
-    figure.legend(handles=handles[1:] + handles[:1], loc="outside lower center", ncols=4, frameon=False, fontsize=10, title="patch keeps")
+    handles = [
+        Patch(facecolor=colour, edgecolor="0.3", label=label) for label, colour in zip(CLASSES, COLOURS, strict=True)
+    ]
+    figure.legend(
+        handles=handles[1:] + handles[:1],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=10,
+        title="patch keeps",
+    )
     return figure
 
 
 def _classes(episode: Episode, recording: Episode) -> npt.NDArray[np.uint8]:
-    """(steps, 256) mask classes of the front view. A rule that speaks of point tokens keeps a patch's points if any is kept."""
+    """(steps, 256) mask classes of the front view; a rule about point tokens keeps a patch's points if any is kept."""
     keep_2d = episode.read("decision/mask_2d")[:, :PATCHES_PER_VIEW]
     if "decision/mask_3d" in episode:
         return mask_classes(keep_2d, episode.read("decision/mask_3d")[:, :PATCHES_PER_VIEW])
     kept: npt.NDArray[Any] = episode.read("decision/kept")[:, -1]
     n_2d = episode.read("decision/mask_2d").shape[1]
-    patch = recording.read(keys.POINT_PATCH)[:, -1] if keys.POINT_PATCH in recording else np.zeros((len(kept), 0), np.int32)
+    patch = (
+        recording.read(keys.POINT_PATCH)[:, -1] if keys.POINT_PATCH in recording else np.zeros((len(kept), 0), np.int32)
+    )
     keep_3d = np.zeros(keep_2d.shape, bool)
     for step in range(len(kept)):
         own = patch[step][kept[step, n_2d:]] if patch.shape[1] else patch[step]

@@ -59,9 +59,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _caption(data: dict[str, Any]) -> str:
-    lines = ["Rates: of the tokens of pruned passes; effective: of all visual token-passes, cold start and observed passes included."]
+    lines = [
+        "Rates: of the tokens of pruned passes. Effective: of all visual token-passes, cold starts and observed ones too."
+    ]
     if any(row["encode_matches"] is False for row in data["configurations"]):
-        lines.append("The recomputed encoder outputs differ from the recorded ones: the observation or the environment is not the recorded one.")
+        lines.append(
+            "Recomputed encoder outputs differ from the recorded ones: another observation, or another environment."
+        )
     exact = [row["name"] for row in data["configurations"] if row["matches_recording"]]
     if exact:
         lines.append(f"Bitwise equal to the recorded actions: {', '.join(exact)}.")

@@ -61,7 +61,7 @@ class ActionSpec:
     def split(
         self, action: npt.NDArray[np.floating[Any]]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
-        """(translation (3,), rotation matrix (3, 3), gripper) of one action (size,); raises PolicyError on other shapes."""
+        """(translation (3,), rotation matrix (3, 3), gripper) of an action (size,); PolicyError on other shapes."""
         values = np.asarray(action, np.float64)
         if values.shape != (self.size,):
             raise PolicyError(

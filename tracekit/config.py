@@ -131,7 +131,9 @@ class Configuration:
             raise ConfigError(f"{what}; {nearest(str(kind), PRUNERS)}")
         method = PRUNERS[kind]
         if method.observes != "forward" and "observe" in table:
-            raise ConfigError(f"[observe] has no meaning for pruner {kind!r}, which looks at no forward pass; remove it")
+            raise ConfigError(
+                f"[observe] has no meaning for pruner {kind!r}, which looks at no forward pass; remove it"
+            )
         name = table.get("name", kind)
         if not isinstance(name, str) or not name:
             raise ConfigError(f"name = {name!r}: give a string")

@@ -1,7 +1,7 @@
 """Where every token of the sequence stands, and which point token belongs to which image patch.
 
-A `TokenLayout` names half-open spans of the full sequence (prefix and tail) as the policy feeds it, unpruned. Everything
-that addresses tokens (capture, pruning, the engine) goes through span names, never through literal offsets.
+A `TokenLayout` names half-open spans of the full sequence (prefix and tail) as the policy feeds it, unpruned. Whatever
+addresses tokens (capture, pruning, the engine) goes through span names, never through literal offsets.
 """
 
 from __future__ import annotations

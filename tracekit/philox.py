@@ -1,4 +1,4 @@
-"""Counter-based random draws: Philox4x32-10 (Salmon et al., SC 2011). A draw is a function of its key and counter alone.
+"""Counter-based random draws by Philox4x32-10 (Salmon et al., SC 2011): a function of key and counter alone.
 
 Key words are the low and high half of a seed; counter words are (low 32 bits of the episode uid, control step, purpose,
 modality·65536 + index). No draw depends on how many were made before it, so order, batching and process cannot change
@@ -45,7 +45,7 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox_rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """The ten rounds on 32-bit words held in uint64: arrays here, scalars where the pruning core compiles this function."""
+    """The ten rounds on 32-bit words held in uint64: arrays here, scalars where the pruning core compiles it."""
     for _ in range(10):
         p0 = _M0 * c0
         p1 = _M1 * c2
@@ -65,13 +65,13 @@ def philox4x32(counter: npt.NDArray[np.uint32], key: npt.NDArray[np.uint32]) -> 
 def uniforms(
     key: DecisionKey, purpose: Purpose, modality: Modality, indices: npt.NDArray[np.integer[Any]]
 ) -> npt.NDArray[np.float64]:
-    """(n,) uniforms in [0, 1) for `indices` (n,) in 0 ... 65535: the first word's upper 24 bits / 2²⁴, exact in float32."""
+    """(n,) uniforms in [0, 1) for `indices` (n,) below 65536: the first word's upper 24 bits / 2²⁴."""
     words = _words(key.seed, key.episode_uid, key.step, purpose, modality, np.asarray(indices))
     return (words[:, 0] >> np.uint32(8)).astype(np.float64) * 2.0**-24
 
 
 def action_noise(episode_uid: int, step: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Standard normal noise of `shape`, float32, by Box-Muller from words 0 and 1: √(-2 ln u₀)·cos(2π u₁), u = (w + ½)/2³².
+    """Standard normal noise of `shape`, float32, by Box-Muller: √(-2 ln u₀)·cos(2π u₁), uᵢ = (word i + ½)/2³².
 
     Logarithm and cosine come from the machine's libm and may differ by an ulp between machines: the noise is recorded,
     and a replay reads it from the trace.
@@ -83,7 +83,7 @@ def action_noise(episode_uid: int, step: int, shape: Sequence[int]) -> npt.NDArr
 
 
 def fps_starts(episode_uid: int, step: int, passes: int, sizes: Sequence[int]) -> npt.NDArray[np.int64]:
-    """(passes, stages) int64 start index of every farthest-point-sampling stage: ⌊word 0 · n / 2³²⌋ with n = sizes[stage].
+    """(passes, stages) int64 start indices of farthest-point sampling: ⌊word 0 · n / 2³²⌋ with n = sizes[stage].
 
     The draw's index is 2·pass + stage: at most two stages, as in the MLA point tokenizer; raises ValueError for more.
     """

@@ -116,7 +116,7 @@ class Policy(Protocol):
 
     @property
     def backbone(self) -> nn.Module:
-        """The LLaMA-shaped decoder that `tracekit.capture` hooks (q_proj/k_proj below each `self_attn`, final `norm`)."""
+        """The LLaMA-shaped decoder that `tracekit.capture` hooks: q_proj, k_proj of each `self_attn`, final `norm`."""
         ...
 
     def tokenize(self, observation: Observation) -> Tokens:
@@ -128,7 +128,7 @@ class Policy(Protocol):
         ...
 
     def embed_tail(self, sample: Tensor, step: int) -> Tensor:
-        """Rows of the tail, (layout.length - prefix_length, D), for noisy action `sample` (T, A) in pass `step` (0-based)."""
+        """Rows of the tail, (length - prefix_length, D), for noisy action `sample` (T, A) in pass `step` (0-based)."""
         ...
 
     def new_cache(self, capacity: int) -> Cache:
@@ -151,7 +151,7 @@ class Policy(Protocol):
         ...
 
     def read_out(self, sample: Tensor) -> Tensor:
-        """The action to execute, (T, A) float64 in the units of `action_spec`: clipped, gripper decided, un-normalised."""
+        """The action to execute, (T, A) float64 in units of `action_spec`: clipped, gripper decided, un-normalised."""
         ...
 
 
@@ -169,7 +169,7 @@ def load_policy(spec: str, precision: Precision | None = None) -> Policy:
 
     Raises PolicyError naming the known policies if there is none.
     """
-    from tracekit.model import load_directory  # the model registers the built-in names; imported late, it is heavy
+    from tracekit.model import load_directory  # noqa: PLC0415  # it registers the built-in names and imports this module
 
     precision = precision or Precision()
     if spec in _REGISTRY:

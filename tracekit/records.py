@@ -1,4 +1,4 @@
-"""One control step as named arrays of a trace, and back. The recorder writes through this module, the replay reads through it."""
+"""One control step as named arrays of a trace, and back: the recorder writes through this module, the replay reads."""
 
 from __future__ import annotations
 
@@ -51,22 +51,32 @@ def step_fields(
     }
 
 
-def field(value: npt.ArrayLike, dtype: str, axes: str = "", unit: str = "1", *, optional: bool = False, **attributes: Any) -> Field:
+def field(
+    value: npt.ArrayLike, dtype: str, axes: str = "", unit: str = "1", *, optional: bool = False, **attributes: Any
+) -> Field:
+    """`value` as an array of `dtype`, declared with its axes (names separated by blanks), unit and attributes."""
     array = np.asarray(value, dtype)
     names = tuple(axes.split())
-    return Field(ArraySpec(dtype=dtype, shape=array.shape, axes=names, unit=unit, optional=optional, attributes=attributes), array)
+    return Field(
+        ArraySpec(dtype=dtype, shape=array.shape, axes=names, unit=unit, optional=optional, attributes=attributes),
+        array,
+    )
 
 
 def _observation_fields(observation: Observation, spec: ActionSpec) -> dict[str, Field]:
     fields = {
-        keys.STATE: field(observation.state, "float64", "state", "per dimension", names=spec.names, units=spec.units, frame=spec.frame)
+        keys.STATE: field(
+            observation.state, "float64", "state", "per dimension", names=spec.names, units=spec.units, frame=spec.frame
+        )
     }
     for view, image in observation.images.items():
         fields[keys.image(view)] = field(image, "uint8", "row column channel", "1", colour="RGB")
     if observation.points is not None:
         fields[keys.POINTS] = field(observation.points, "float32", "point xyz", "m", frame=spec.frame)
     for view, depth in observation.depth.items():
-        fields[keys.depth(view)] = field(depth, "float32", "row column", "m", optional=True, along="optical axis", missing=0.0)
+        fields[keys.depth(view)] = field(
+            depth, "float32", "row column", "m", optional=True, along="optical axis", missing=0.0
+        )
     for view, segmentation in observation.segmentation.items():
         fields[keys.segmentation(view)] = field(
             segmentation, "uint8", "row column", optional=True, names=["background", "robot", "target", "other"]
@@ -81,14 +91,19 @@ def _token_fields(result: StepResult, draws: StepDraws, capture: CaptureSpec) ->
         keys.TEXT_IDS: field(result.text_ids, "int64", "text_token"),
         keys.FPS_STARTS: field(draws.fps_starts, "int64", "pass stage"),
         keys.ROWS_DIGEST: field(
-            np.stack([np.frombuffer(record.rows_digest, np.uint8) for record in result.encoded]), "uint8", "pass byte", hash="sha256"
+            np.stack([np.frombuffer(record.rows_digest, np.uint8) for record in result.encoded]),
+            "uint8",
+            "pass byte",
+            hash="sha256",
         ),
     }
     centres = [record.centres for record in result.encoded if record.centres is not None]
     patches = [record.patch for record in result.encoded if record.patch is not None]
     if centres and patches:
         fields[keys.POINT_CENTRES] = field(np.stack(centres), "float32", "pass token xyz", "m")
-        fields[keys.POINT_PATCH] = field(np.stack(patches), "int32", "pass token", "256·view + 16·row + column; -1 none")
+        fields[keys.POINT_PATCH] = field(
+            np.stack(patches), "int32", "pass token", "256·view + 16·row + column; -1 none"
+        )
     wanted = {"none": 0, "first_pass": 1, "all_passes": len(result.encoded)}[capture.embeddings]
     rows = [record.rows for record in result.encoded[:wanted] if record.rows is not None]
     if rows:
@@ -100,12 +115,21 @@ def _observable_fields(result: StepResult) -> dict[str, Field]:
     seen = result.observables
     if seen is None:
         return {}
-    fields = {keys.norms(name): field(norms[None], "float32", "pass token", optional=True) for name, norms in seen.norms.items()}
+    fields = {
+        keys.norms(name): field(norms[None], "float32", "pass token", optional=True)
+        for name, norms in seen.norms.items()
+    }
     fields[keys.ATTENTION] = field(
-        seen.attention[None], "float32", "pass layer head query_group token", optional=True, query_groups=list(seen.groups)
+        seen.attention[None],
+        "float32",
+        "pass layer head query_group token",
+        optional=True,
+        query_groups=list(seen.groups),
     )
     if result.action_rows is not None:
-        fields[keys.ATTENTION_ACTION] = field(result.action_rows, "float32", "pass layer token", optional=True, heads="mean")
+        fields[keys.ATTENTION_ACTION] = field(
+            result.action_rows, "float32", "pass layer token", optional=True, heads="mean"
+        )
     return fields
 
 
@@ -115,7 +139,11 @@ def _score_fields(result: StepResult, reduction: Reduction) -> dict[str, Field]:
     scores = reduce(result.observables, reduction, decision_shape(result.layout))
     return {
         keys.score(reduction.digest, name): field(
-            getattr(scores, name), "int32" if name == "points" else "float32", "patch", optional=True, reduction=reduction.digest
+            getattr(scores, name),
+            "int32" if name == "points" else "float32",
+            "patch",
+            optional=True,
+            reduction=reduction.digest,
         )
         for name in SCORE_NAMES
     }
@@ -141,7 +169,7 @@ def _timing_fields(result: StepResult) -> dict[str, Field]:
 def recorded_observation(episode: Episode, step: int, cameras: Mapping[str, Camera]) -> Observation:
     """The observation of `step` (0-based) as the policy saw it; raises TraceError if the trace lacks a part."""
     prefix = "observation/images/"
-    views = [key.removeprefix(prefix) for key in episode.keys() if key.startswith(prefix)]
+    views = [key.removeprefix(prefix) for key in episode.keys() if key.startswith(prefix)]  # noqa: SIM118  # an episode is no dict
     order = [view for view in episode.info.attributes.get("views", views) if view in views]
     return Observation(
         images={view: episode.read(keys.image(view), step) for view in order},

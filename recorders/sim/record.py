@@ -63,7 +63,7 @@ def record_simulator(
     capture: CaptureSpec | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RecordingSummary:
-    """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into the trace `out`, with `reuse = none` and free FPS starts.
+    """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into `out`, with `reuse = none` and free FPS starts.
 
     Raises ConfigError for an unknown task or a count below 1, TraceError if an episode is in the trace already (before
     anything is simulated) or the trace was recorded otherwise.

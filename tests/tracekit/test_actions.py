@@ -29,7 +29,9 @@ def test_forms_agree_about_a_turn_around_z(turn):
 
 def test_extrinsic_order_x_then_y_then_z():
     matrix = rotation_matrix("euler_xyz", np.array([np.pi / 2, 0.0, np.pi / 2]))
-    np.testing.assert_allclose(matrix @ [0, 1, 0], [0, 0, 1], atol=1e-12)  # about x first: y becomes z, which z leaves alone
+    np.testing.assert_allclose(
+        matrix @ [0, 1, 0], [0, 0, 1], atol=1e-12
+    )  # about x first: y becomes z, which z leaves alone
 
 
 def test_sizes_and_names_follow_the_rotation_form():

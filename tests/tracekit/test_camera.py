@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from tracekit.camera import Camera
 
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-CAMERA = Camera(width=224, height=224, fx=200.0, fy=210.0, cx=112.0, cy=112.0, rotation=IDENTITY, translation=(0.1, -0.2, 0.3))
+CAMERA = Camera(
+    width=224, height=224, fx=200.0, fy=210.0, cx=112.0, cy=112.0, rotation=IDENTITY, translation=(0.1, -0.2, 0.3)
+)
 
 
 def literal_patch(camera, point):

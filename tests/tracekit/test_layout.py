@@ -5,7 +5,15 @@ from tracekit.errors import PolicyError
 from tracekit.layout import PatchAlignment, Span, TokenLayout
 
 TWO_VIEWS = TokenLayout.of_lengths(
-    ("bos", 1), ("point", 256), ("image.front", 256), ("image.wrist", 256), ("text", 5), ("proprio", 1), ("timestep", 1), ("action", 2), ("tail", 1)
+    ("bos", 1),
+    ("point", 256),
+    ("image.front", 256),
+    ("image.wrist", 256),
+    ("text", 5),
+    ("proprio", 1),
+    ("timestep", 1),
+    ("action", 2),
+    ("tail", 1),
 )
 
 
@@ -50,7 +58,7 @@ def test_a_layout_with_gaps_or_twins_is_refused(spans, what):
 
 
 def test_an_unknown_span_is_named_with_those_that_are_there():
-    with pytest.raises(PolicyError, match="'tactile'.*bos, point"):
+    with pytest.raises(PolicyError, match=r"'tactile'.*bos, point"):
         TWO_VIEWS.span("tactile")
 
 

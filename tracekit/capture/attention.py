@@ -1,9 +1,9 @@
 """Attention received per visual token, rebuilt beside the fused kernel.
 
 Fused attention never forms the attention matrix, and switching it off would change the run. So the tap leaves it alone:
-it hooks the query and key projections of every `self_attn`, applies the rotary embedding to the few wanted query rows and
-to the keys, and computes softmax(q·kᵀ/√d) for those rows only, over all causal keys. What is kept is the mean over the
-rows of a query group, per head, at the visual columns (no renormalisation; paper.md rows 4 and 5).
+it hooks the query and key projections of every `self_attn`, applies the rotary embedding to the few wanted query rows
+and to the keys, and computes softmax(q·kᵀ/√d) for those rows only, over all causal keys. What is kept is the mean over
+the rows of a query group, per head, at the visual columns, not renormalised.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class AttentionTap:
         self.norms: dict[str, Tensor] = {}
         self.elapsed_ns = 0
 
-    def __enter__(self) -> AttentionTap:
+    def __enter__(self) -> Self:
         for index, module in enumerate(self._layers):
             self._handles += [
                 module.q_proj.register_forward_hook(self._keep(self._q, index)),  # type: ignore[union-attr]  # found by structure
@@ -107,12 +107,14 @@ class AttentionTap:
 
     @property
     def received(self) -> dict[str, Tensor]:
-        """Group -> (layers, heads, N_visual) float32, for the groups that the layout has; raises PolicyError if one was never fed."""
+        """Group -> (layers, heads, N_visual) float32, for groups of the layout; PolicyError if one was never fed."""
         found: dict[str, Tensor] = {}
         for group, layers in self._received.items():
             present = [layer for layer in layers if layer is not None]
             if len(present) != len(layers):
-                raise PolicyError(f"no row of query group {group!r} went through the backbone; the layout does not fit the policy")
+                raise PolicyError(
+                    f"no row of query group {group!r} went through the backbone; the layout does not fit the policy"
+                )
             found[group] = torch.stack(present)
         return found
 
@@ -123,7 +125,7 @@ class AttentionTap:
         return hook
 
     def _rebuild(self, index: int) -> Any:
-        def hook(module: nn.Module, _inputs: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        def hook(_module: nn.Module, _inputs: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
             start = time.perf_counter_ns()
             call = self._announced()
             query, key = self._q.pop(index), self._k.pop(index)
@@ -139,12 +141,12 @@ class AttentionTap:
     def _mean_rows(self, query: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, keys: Tensor, call: _Call) -> Tensor:
         """(heads, N_visual) mean attention of `query` (r, heads·d) over `keys` (kv_heads, n, d)."""
         width = keys.shape[-1]
-        q = apply_rotary(query.unflatten(-1, (-1, width)).transpose(0, 1), cos, sin)
+        q = apply_rotary(query.view(len(query), -1, width).transpose(0, 1), cos, sin)
         k = keys.repeat_interleave(q.shape[0] // keys.shape[0], dim=0)
         logits = q @ k.transpose(-1, -2) * width**-0.5
         last = call.held + rows  # index of each row's own key, the last that it sees
         logits.masked_fill_(torch.arange(keys.shape[1]) > last[:, None], float("-inf"))
-        mean = logits.softmax(-1).mean(1)
+        mean: Tensor = logits.softmax(-1).mean(1)
         out = mean.new_zeros(mean.shape[0], len(self._visual))
         out[:, call.targets] = mean[:, call.columns]
         return out
@@ -162,7 +164,9 @@ class AttentionTap:
 
     def _announced(self) -> _Call:
         if self._call is None:
-            raise PolicyError("the backbone ran while tapped, but its rows were not announced; wrap the call in tap.rows(positions)")
+            raise PolicyError(
+                "the backbone ran while tapped, but its rows were not announced; wrap the call in tap.rows(positions)"
+            )
         return self._call
 
 
@@ -171,13 +175,15 @@ def _all_keys(key: Tensor, cos: Tensor, sin: Tensor, cache: Any) -> Tensor:
     if cache is not None:
         held: Tensor = cache.keys
         return held.float()
-    return apply_rotary(key.unflatten(-1, (-1, cos.shape[-1])).transpose(0, 1), cos, sin)
+    return apply_rotary(key.view(len(key), -1, cos.shape[-1]).transpose(0, 1), cos, sin)
 
 
 def _attention_modules(backbone: nn.Module) -> list[nn.Module]:
     found = [m for m in backbone.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")]
     if not found:
-        raise PolicyError("the policy's backbone has no attention with q_proj and k_proj; only LLaMA-shaped attention can be observed")
+        raise PolicyError(
+            "the policy's backbone has no attention with q_proj and k_proj; only LLaMA-shaped attention can be observed"
+        )
     return found
 
 

@@ -15,7 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["JsonOption", "PolicyOption", "console", "print_json", "progress_reporter"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-PolicyOption = Annotated[str | None, typer.Option("--policy", metavar="NAME|DIR", help="Policy by name, or a directory that holds one.")]
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", metavar="NAME|DIR", help="Policy by name, or a directory that holds one.")
+]
 
 NARROWEST = 150
 """Columns of output that is no terminal: wide enough for every table."""

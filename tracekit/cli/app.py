@@ -29,7 +29,7 @@ app.command("conform")(conform.conform)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 fine, 1 a difference or a failed gate, 2 unusable input (one line, no traceback)."""
+    """Run the command line. Exit codes: 0 fine, 1 a difference or a failed gate, 2 unusable input (one line)."""
     try:
         status = app(standalone_mode=False)
     except TracekitError as error:

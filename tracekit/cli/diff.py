@@ -26,9 +26,12 @@ def diff(
     else:
         screen = console()
         for first in found.first:
-            what = " and ".join(name for name, differs in (("masks", first.decisions), ("actions", first.actions)) if differs)
+            what = " and ".join(
+                name for name, differs in (("masks", first.decisions), ("actions", first.actions)) if differs
+            )
             screen.print(
-                f"{first.configuration}: {what} differ first in episode {first.episode}, step {first.step + 1}", highlight=False
+                f"{first.configuration}: {what} differ first in episode {first.episode}, step {first.step + 1}",
+                highlight=False,
             )
         if found.equal:
             screen.print(f"equal: {', '.join(found.configurations)}", highlight=False)

@@ -25,7 +25,8 @@ def info(
         print_json(data)
         return
     screen = console()
-    table = Table(title=f"{trace}: {data['kind']} trace, format {data['format']} {data['format_version']}, {data['bytes'] / 1e6:.1f} MB", title_justify="left")
+    what = f"{data['kind']} trace, format {data['format']} {data['format_version']}, {data['bytes'] / 1e6:.1f} MB"
+    table = Table(title=f"{trace}: {what}", title_justify="left")
     for name in ("episode", "task", "instruction", "seed", "steps", "success"):
         table.add_column(name)
     for episode in data["episodes"]:
@@ -68,4 +69,6 @@ def describe(trace: Trace) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    return {True: "yes", False: "no", None: "–"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {True: "yes", False: "no", None: "–"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    )

@@ -25,10 +25,12 @@ def record_sim(
     out: Annotated[Path, typer.Option(help="Trace to write; an existing one is appended to.", metavar="TRACE")],
     episodes: Annotated[int, typer.Option(help="Episodes per task.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first episode of each task; episode i uses seed + i.")] = 0,
-    policy: Annotated[str, typer.Option("--policy", metavar="NAME|DIR", help="Policy whose forward pass is recorded.")] = "reference",
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="NAME|DIR", help="Policy whose forward pass is recorded.")
+    ] = "reference",
     as_json: JsonOption = False,
 ) -> None:
-    """Record the simulator: the scripted expert drives, the policy's forward pass is recorded at every key pose (a shadow run)."""
+    """Record the simulator: the expert drives, the policy's forward pass is recorded beside it (a shadow run)."""
     from recorders.sim.record import record_simulator
 
     with progress_reporter() as report:
@@ -41,11 +43,15 @@ def record_sim(
     screen = console()
     for episode in summary.episodes:
         outcome = "success" if episode.success else "no success"
-        screen.print(f"{episode.id}: “{episode.instruction}”, {episode.steps} key poses, the expert's {outcome}", highlight=False)
+        screen.print(
+            f"{episode.id}: “{episode.instruction}”, {episode.steps} key poses, the expert's {outcome}", highlight=False
+        )
     screen.print(
         f"{len(summary.episodes)} episodes in {summary.seconds:.1f} s, {summary.nbytes / 1e6:.1f} MB in {out} "
         "(shadow run: the expert drove, the policy was recorded beside it)",
         highlight=False,
     )
     if not summary.trained:
-        screen.print("[yellow]The policy has random weights: masks and deviations show the mechanism, not a skill.[/yellow]")
+        screen.print(
+            "[yellow]The policy has random weights: masks and deviations show the mechanism, not a skill.[/yellow]"
+        )

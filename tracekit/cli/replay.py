@@ -15,8 +15,15 @@ __all__ = ["replay"]
 
 def replay(
     trace: Annotated[Path, typer.Argument(help="Trace to replay.", metavar="TRACE")],
-    config: Annotated[list[str], typer.Option("--config", help="Configuration: a TOML file or a preset's name. Repeatable.", metavar="FILE|PRESET")],
-    out: Annotated[Path | None, typer.Option(help="Save the replay here, for diff and reports.", metavar="REPLAY")] = None,
+    config: Annotated[
+        list[str],
+        typer.Option(
+            "--config", help="Configuration: a TOML file or a preset's name. Repeatable.", metavar="FILE|PRESET"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Save the replay here, for diff and reports.", metavar="REPLAY")
+    ] = None,
     policy: PolicyOption = None,
     episodes: Annotated[str | None, typer.Option(help="Episode ids, separated by commas; all by default.")] = None,
     no_timing: Annotated[bool, typer.Option("--no-timing", help="Decisions and actions only.")] = False,

@@ -23,7 +23,9 @@ def _report() -> None:
 def masks(
     replay: Annotated[Path, typer.Argument(help="A saved replay.", metavar="REPLAY")],
     out: Annotated[Path, typer.Option(help="Picture to write (.png, .svg or .pdf).", metavar="FILE")],
-    config: Annotated[list[str] | None, typer.Option("--config", help="Name of a replayed configuration; all by default. Repeatable.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", help="Name of a replayed configuration; all by default. Repeatable.")
+    ] = None,
     episode: Annotated[str | None, typer.Option(help="Episode id; the first by default.")] = None,
     trace: Annotated[Path | None, typer.Option(help="The replayed trace, if it was moved.")] = None,
     as_json: JsonOption = False,

@@ -29,7 +29,7 @@ def invariant_rows(rows: int) -> int:
 
 
 class PassForward(ABC):
-    """Runs denoise passes of one control step over kept prefix rows; a subclass decides what is computed anew."""
+    """Runs denoise passes of a control step over kept prefix rows; a subclass decides what is computed anew."""
 
     def __init__(self, policy: Policy, layout: TokenLayout, clock: StageClock) -> None:
         self._policy = policy
@@ -45,7 +45,7 @@ class PassForward(ABC):
     def predict(
         self, step: int, prefix: Prefix, kept: npt.NDArray[np.bool_], sample: Tensor, tap: AttentionTap | None
     ) -> Tensor:
-        """Predicted noise (T, A) of pass `step` for noisy action `sample`, with the `kept` (N_visual,) visual tokens."""
+        """Predicted noise (T, A) of pass `step` for the noisy `sample`, from the `kept` (N_visual,) visual tokens."""
 
     def _compact(self, step: int, prefix: Prefix, kept: npt.NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         """Kept prefix rows and their positions in the unpruned sequence."""
@@ -67,7 +67,7 @@ class PassForward(ABC):
         cache: Cache | None = None,
         held: Tensor | None = None,
     ) -> Tensor:
-        """The backbone, inside `stage`. What the tap's hooks took is moved to `observe`: observing is charged to itself."""
+        """The backbone, inside `stage`; the time of the tap's hooks goes to `observe`: observing pays for itself."""
         if tap is None:
             return self._policy.forward(rows, positions, cache)
         before = tap.elapsed_ns
@@ -83,6 +83,7 @@ class FullForward(PassForward):
     def predict(
         self, step: int, prefix: Prefix, kept: npt.NDArray[np.bool_], sample: Tensor, tap: AttentionTap | None
     ) -> Tensor:
+        """See `PassForward.predict`."""
         rows, positions = self._compact(step, prefix, kept)
         with self._clock.stage("denoise", step):
             tail = self._policy.embed_tail(sample, step)
@@ -94,7 +95,7 @@ class FullForward(PassForward):
 
 
 class CachedForward(PassForward):
-    """Keys and values of the kept prefix once, then the tail alone; another kept set prefills anew (`kv = reprefill`)."""
+    """Keys and values of the kept prefix once, then the tail alone; other kept rows prefill anew (`kv = reprefill`)."""
 
     def __init__(self, policy: Policy, layout: TokenLayout, clock: StageClock) -> None:
         super().__init__(policy, layout, clock)
@@ -108,6 +109,7 @@ class CachedForward(PassForward):
     def predict(
         self, step: int, prefix: Prefix, kept: npt.NDArray[np.bool_], sample: Tensor, tap: AttentionTap | None
     ) -> Tensor:
+        """See `PassForward.predict`."""
         cache = self._cache
         if cache is None or self._kept != kept.tobytes():
             cache = self._prefill(step, prefix, kept, tap)

@@ -1,4 +1,4 @@
-"""One control step, pruned or not: observe → decide → drop rows → prefill → denoise. Live runs and replays both call this."""
+"""One control step, pruned or not: observe → decide → drop rows → prefill → denoise, the same live and in replay."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def control_step(
     """Run one control step of `policy` on `tokens` under `config`.
 
     `draws` are the step's random inputs, `key` keys the pruner's own draws, `memory` is the pruner's state after the
-    previous step of the episode (None at its start), `clock` was started with the step. Deterministic: equal inputs give
-    bitwise equal results in one environment. Raises ConfigError where the configuration does not fit the policy.
+    previous step of the episode (None at its start), `clock` was started with the step. Deterministic: equal inputs
+    give bitwise equal results in one environment. Raises ConfigError where the configuration does not fit the policy.
     """
     return _Step(policy, tokens, config, draws, key, options or StepOptions(), clock).run(memory)
 
@@ -86,7 +86,7 @@ class _Step:
         self.observes = config.method.observes == "forward"
         if self.observes and policy.passes < 2:
             raise ConfigError(
-                f'observe.mode = "current" needs a policy with at least 2 denoise passes and this one has {policy.passes}: '
+                f'observe.mode = "current" needs at least 2 denoise passes and this policy has {policy.passes}: '
                 "pass 0 is the one observed, unpruned"
             )
 
@@ -94,7 +94,7 @@ class _Step:
         layout, passes = self.tokens.layout, self.policy.passes
         if memory is None:
             memory = self.config.method.initial_state(self.config.pruner, self.shape)
-        decision: Decision | None = None
+        decision = self._keep_everything()
         observables: Observables | None = None
         scores: Scores | None = None
         if not self.observes:
@@ -131,7 +131,6 @@ class _Step:
                     decision, memory = self._decide(observables, memory)
         with self.clock.stage("decode", passes - 1):
             action = self.policy.read_out(sample).cpu().numpy()
-        assert decision is not None
         return StepResult(
             action=action,
             samples=np.stack(samples),
@@ -165,9 +164,17 @@ class _Step:
             seen, memory, self.config.pruner, self.key, self.shape, stage=lambda stage: self.clock.stage(stage, 0)
         )
 
-    def _kept(self, decision: Decision | None, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
-        """(N_visual,) visual tokens of pass `step`: all before the decision; a point token follows its patch in this pass."""
-        if decision is None or not decision.pruned:
+    def _keep_everything(self) -> Decision:
+        """What holds until the pruner has answered."""
+        return Decision(
+            keep_2d=np.ones(self.shape.n_2d, bool),
+            keep_3d_patches=np.ones(self.shape.n_2d, bool) if self.shape.n_3d else None,
+            pruned=False,
+        )
+
+    def _kept(self, decision: Decision, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
+        """(N_visual,) visual tokens of pass `step`: all before the decision; points follow their patch in this pass."""
+        if not decision.pruned:
             return np.ones(self.shape.n_2d + self.shape.n_3d, bool)
         with self.clock.stage("fuse", step):
             if prefix.alignment is None:
