@@ -7,13 +7,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INDICATORS", "MARGINS", "Memory", "Outcome", "Rule", "Seen", "new_outcome"]
+__all__ = ["INDICATORS", "MARGINS", "NOTES", "Memory", "Outcome", "Rule", "Seen", "new_outcome"]
 
 INDICATORS = ("m_2d_s1", "m_3d_s1", "m_2d_s2", "m_3d_s2", "cluster_score")
 """What stage 3 smooths, in the order of the first axis of `Memory.smoothed`."""
 
 MARGINS = ("tau_2d", "tau_3d", "cluster", "mu_2d", "mu_3d", "object_2d", "object_3d", "draw")
 """Thresholds that are tested, in the order of the margin axis."""
+
+
+NOTES = ("target_rate", "reached_rate", "background_rate", "gap_closed")
+"""What a soft budget says about the step, in the order of `Outcome.notes`: rates of tokens pruned, 2D and 3D together, the
+background rate that was used, and the share s by which the gap between τ_2D and τ_3D was closed."""
 
 
 class Rule(NamedTuple):
@@ -42,6 +47,10 @@ class Rule(NamedTuple):
     draw: int
     robot_keeps_2d: bool
     protect: int
+    soft_budget: bool
+    rate: float
+    n_3d: int
+    unprojected: int
 
 
 class Seen(NamedTuple):
@@ -72,7 +81,7 @@ class Memory(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What Algorithm 1 answers for one step, (N,) each; `margins`: (8, N) float64 in the order of `MARGINS`."""
+    """What Algorithm 1 answers for one step, (N,) each; (8, N), (5, N) and (4,) along `MARGINS`, `INDICATORS`, `NOTES`."""
 
     s1: npt.NDArray[np.uint8]
     s2: npt.NDArray[np.uint8]
@@ -81,6 +90,8 @@ class Outcome(NamedTuple):
     keep_2d: npt.NDArray[np.bool_]
     keep_3d: npt.NDArray[np.bool_]
     margins: npt.NDArray[np.float64]
+    smoothed: npt.NDArray[np.float64]
+    notes: npt.NDArray[np.float64]
 
 
 def new_outcome(*shape: int) -> Outcome:
@@ -94,4 +105,6 @@ def new_outcome(*shape: int) -> Outcome:
         keep_2d=np.ones(shape, np.bool_),
         keep_3d=np.ones(shape, np.bool_),
         margins=np.full((*steps, len(MARGINS), patches), np.nan),
+        smoothed=np.zeros((*steps, len(INDICATORS), patches)),
+        notes=np.full((*steps, len(NOTES)), np.nan),
     )

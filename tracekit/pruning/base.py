@@ -1,7 +1,7 @@
 """The vocabulary of pruning: what a pruner is given, what it answers, and how its answer becomes kept tokens.
 
-A pruner is a pure function `decide(scores, state, config, key) -> (decision, state)`. It holds nothing: the state is the
-whole memory between the steps of an episode, the key is the only source of randomness.
+A pruner is a pure function `decide(scores, state, config, key) -> (decision, state)`. It holds nothing: the state is
+the whole memory between the steps of an episode, the key is the only source of randomness.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Decision:
     `pruned`: False where the rule says that nothing is pruned at this step (cold start).
     Why, for patch-wise rules (else None): `s1`, `s2` candidate sets (`Bits`), `cluster` (N_2D,) int8 with 0 background,
     1 robot, 2 object, `conflict` (N_2D,) bool, and `margins`: name -> (N_2D,) float64 signed distance to each threshold
-    that was tested (NaN where it was not). `notes`: numbers about the whole step, such as the pruning rate that a budget
-    aimed at and the one that it reached.
+    that was tested (NaN where it was not), `indicators`: name -> (N_2D,) float64 smoothed values. `notes`: numbers about the whole step, such as the pruning rate that a
+    budget aimed at and the one that it reached.
     """
 
     keep_2d: npt.NDArray[np.bool_]
@@ -90,6 +90,7 @@ class Decision:
     cluster: npt.NDArray[np.int8] | None = None
     conflict: npt.NDArray[np.bool_] | None = None
     margins: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    indicators: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -115,4 +116,4 @@ class Pruner:
     initial_state: Callable[[Any, Shape], Any]
     decide: Callable[..., tuple[Decision, Any]]
     needs_points: bool = False
-    needs_pinned_fps: Callable[[Any], bool] = lambda config: False
+    needs_pinned_fps: Callable[[Any], bool] = lambda _config: False

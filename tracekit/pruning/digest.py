@@ -17,8 +17,8 @@ _FIELDS = ("keep_2d", "keep_3d_patches", "keep_3d_tokens", "s1", "s2", "cluster"
 def decision_digest(decisions: Iterable[Decision]) -> str:
     """SHA-256 (hex) over masks and reasons of `decisions` in order; margins are float distances and not part of it.
 
-    Per decision: "decision", pruned (0 or 1), the rule for unprojected points, and per array its name, its length, and one
-    byte per entry; an absent array is its name alone. Every item ends in a zero byte.
+    Per decision: "decision", pruned (0 or 1), the rule for unprojected points, and per array its name, its length, and
+    one byte per entry; an absent array is its name alone. Every item ends in a zero byte.
     """
     digest = hashlib.sha256()
     for decision in decisions:

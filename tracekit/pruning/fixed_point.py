@@ -1,8 +1,8 @@
 """Sums whose order cannot matter: values as integers in a power-of-two unit, added in int64.
 
 The unit of a set of values is 2⁻⁵⁰ of the smallest power of two above its largest value, so that 4096 of them add up
-without overflow whatever they measure. A float32 value down to 2⁻²⁶ of the largest is represented exactly; what is smaller
-than the unit counts as 0. One value of 1e30 therefore hides those below 1e15 beside it; it never overflows.
+without overflow whatever they measure. A float32 value down to 2⁻²⁶ of the largest is represented exactly; what is
+smaller than the unit counts as 0. One value of 1e30 therefore hides those below 1e15 beside it; it never overflows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fixed(value: float, exponent: int) -> int:
 
 @compiled
 def unscale(numerator: int, denominator: int, exponent: int) -> float:
-    """numerator / denominator / 2^exponent in float64, and 0 where the denominator is 0; the sign is exact."""
+    """The quotient numerator / denominator / 2^exponent in float64, 0 where the denominator is 0; its sign is exact."""
     return math.ldexp(numerator / denominator, -exponent) if denominator else 0.0
 
 

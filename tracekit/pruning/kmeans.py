@@ -1,10 +1,10 @@
 """Exact one-dimensional k-means: the global optimum over all cuts of the sorted values, compared without rounding.
 
 In one dimension the optimal clusters are intervals. With S and n the sum and size of a cluster, the cost is
-Σv² − ΣS²/n, so the best cuts maximise ΣS²/n. The best lower cut never moves left when a prefix grows (the cost is Monge),
-which is what the search over halving strides uses. Values are fixed-point integers (see `fixed_point`), objectives are
-compared in float64 where they are clearly apart, and as exact fractions where they are not. So equal values always share a
-cluster, equal costs are recognised, and of those the lowest cuts win.
+Σv² − ΣS²/n, so the best cuts maximise ΣS²/n. The best lower cut never moves left when a prefix grows (the cost is
+Monge), which is what the search over halving strides uses. Values are fixed-point integers (see `fixed_point`),
+objectives are compared in float64 where they are clearly apart, and as exact fractions where they are not. So equal
+values always share a cluster, equal costs are recognised, and of those the lowest cuts win.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Clusters:
 
 
 def kmeans_1d(values: npt.NDArray[np.floating], clusters: int = 3) -> Clusters:
-    """Globally optimal clusters of `values` (n,), finite and ≥ 0, n ≤ 4096; as many as there are distinct values, at most K.
+    """Globally optimal clusters of `values` (n,): as many as there are distinct values, at most `clusters`.
 
-    Raises ValueError for anything else; `clusters` may be 1, 2 or 3.
+    Raises ValueError unless the values are finite and ≥ 0, n ≤ 4096 and `clusters` is 1, 2 or 3.
     """
     given = np.asarray(values, np.float64)
     if given.ndim != 1 or not 1 <= given.size <= MAX_TERMS or not np.isfinite(given).all() or given.min() < 0:
@@ -155,7 +155,7 @@ def _exactly_greater(sums: Integers, sizes: Integers, stop: int, i: int, j: int,
 
 @compiled
 def _exact_objective(sums: Integers, sizes: Integers, stop: int, i: int, j: int) -> tuple[Integers, int, int]:
-    """ΣS²/n as whole + part/parts: `whole` in base-2³¹ digits, lowest first, and part < parts = the product of the sizes."""
+    """ΣS²/n = whole + part/parts: `whole` in base-2³¹ digits, lowest first, part < parts = the product of the sizes."""
     edges = (0, i, j, stop)
     digits = np.zeros(6, np.int64)
     part, parts = np.int64(0), np.int64(1)

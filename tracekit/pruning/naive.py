@@ -18,7 +18,9 @@ __all__ = ["NAIVE", "NaiveConfig"]
 
 @dataclass(frozen=True, slots=True)
 class NaiveConfig:
-    """`rate`: share of each modality's tokens to prune; at least one token stays. `redraw`: a new draw at every `step`,
+    """What to draw.
+
+    `rate`: share of each modality's tokens to prune; at least one token stays. `redraw`: a new draw at every `step`,
     or that of step 1 for the whole `episode`. `paired`: one draw, the same indices in both modalities. `modalities`:
     `2d` (`3d`) prunes image (point) tokens only. The kept indices are the same in all denoise passes of a step.
     """

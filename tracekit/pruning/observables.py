@@ -20,8 +20,8 @@ class Observables:
     Of denoise pass 0: `norms`: feature (`prenorm`, `postnorm`, `logits`) -> (N,) float32 L1 norm of the token's
     final-layer feature. `attention`: (layers, heads, groups, N) float32, attention received from each query group, the
     mean over the group's rows; `groups` names that axis. `patch`: (N_3D,) int32 patch of every point token, -1 where it
-    projects into none; None for a policy without points. `nearest_patch`: the same, with unprojected points given to the
-    patch whose centre ray passes nearest.
+    projects into none; None for a policy without points. `nearest_patch`: the same, with unprojected points given to
+    the patch whose centre ray passes nearest.
 
     Of the later passes: `attention_action`: (passes - 1, layers, N) float32 head means of the action rows;
     `patch_later`: (passes - 1, N_3D) int32 patch of their own point tokens.

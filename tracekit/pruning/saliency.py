@@ -11,12 +11,12 @@ Doubles = npt.NDArray[np.float64]
 
 
 def orthogonal(alpha_3d: Doubles, alpha_2d: Doubles) -> Doubles:
-    """Eq. 4: the part of `alpha_3d` orthogonal to `alpha_2d`, both (components, patches); α_2D = 0 leaves α_3D as it is."""
+    """Eq. 4: the part of `alpha_3d` orthogonal to `alpha_2d`, both (components, patches); all of it where α_2D = 0."""
     along = (alpha_3d * alpha_2d).sum(0)
     square = (alpha_2d * alpha_2d).sum(0)
     return alpha_3d - ratio(along, square) * alpha_2d
 
 
 def ratio(part: Doubles, whole: Doubles) -> Doubles:
-    """part / whole elementwise, and 0 where whole is 0: 0/0 is 0 in every ratio of the method."""
+    """The quotient part / whole elementwise, 0 where whole is 0: 0/0 is 0 in every ratio of the method."""
     return np.divide(part, whole, out=np.zeros(np.broadcast_shapes(np.shape(part), np.shape(whole))), where=whole != 0)

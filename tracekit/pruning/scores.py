@@ -31,11 +31,11 @@ class Reduction:
 
     `feature` (1): final-layer feature whose L1 norm is f. `correspondence` (2): which point tokens belong to a patch:
     those that project into it, the one of the same index, or by projection with the unprojected ones given to the patch
-    whose centre ray passes nearest. `components` (4): entries of α: one per layer, head and query group; or one per head,
-    query group or layer, the mean over the two other axes. `groups`, `layers`, `passes` (5): query groups, layers (the
-    last ⌈L/4⌉, all, or indices), and denoise passes of α; the later passes are recorded as head means of the action
-    rows, so `mean` (of the passes' α) and `all` (their α side by side) need `groups = ["action"]` and components `query`
-    or `layer`.
+    whose centre ray passes nearest. `components` (4): entries of α: one per layer, head and query group; or one per
+    head, query group or layer, the mean over the two other axes. `groups`, `layers`, `passes` (5): query groups, layers
+    (the last ⌈L/4⌉, all, or indices), and denoise passes of α; the later passes are recorded as head means of the
+    action rows, so `mean` (of the passes' α) and `all` (their α side by side) need `groups = ["action"]` and components
+    `query` or `layer`.
     """
 
     feature: Feature = "prenorm"
@@ -70,8 +70,8 @@ class Reduction:
             )
         if self.passes != "first" and (self.groups != ("action",) or self.components not in {"query", "layer"}):
             raise ConfigError(
-                f"pruner.reduction.passes = {self.passes!r}: later passes are recorded as head means of the action rows; "
-                'set groups = ["action"] and components = "layer" or "query"'
+                f"pruner.reduction.passes = {self.passes!r}: later passes are recorded as head means of the action "
+                'rows; set groups = ["action"] and components = "layer" or "query"'
             )
 
     @property
@@ -84,8 +84,8 @@ class Reduction:
 class Scores:
     """What Algorithm 1 reads, per patch: float32 (N_2D,), or (steps, N_2D) for a whole episode; L1 norms, hence ≥ 0.
 
-    `norm_2d`, `norm_3d`: ‖f_2D‖₁ and the mean ‖f_3D‖₁ of the patch's points. `attention_2d`, `attention_3d`: ‖α_2D‖₁ and
-    ‖α_3D‖₁, α_3D being the mean α vector of its points. `ortho_3d`: L1 norm of the part of α_3D orthogonal to α_2D
+    `norm_2d`, `norm_3d`: ‖f_2D‖₁ and the mean ‖f_3D‖₁ of the patch's points. `attention_2d`, `attention_3d`: ‖α_2D‖₁
+    and ‖α_3D‖₁, α_3D being the mean α vector of its points. `ortho_3d`: L1 norm of the part of α_3D orthogonal to α_2D
     (Eq. 4). `points`: int32 number of point tokens in the patch; without any, the 3D numbers are 0.
     """
 
@@ -102,8 +102,8 @@ class Scores:
             dtype = np.int32 if field.name == "points" else np.float32
             if values.dtype != dtype or values.shape != self.norm_2d.shape or values.ndim not in {1, 2}:
                 raise TraceError(
-                    f"scores.{field.name} is {values.dtype}{values.shape}: it must be {np.dtype(dtype)} of the shape of "
-                    f"norm_2d, {self.norm_2d.shape}, (N_2D,) or (steps, N_2D)"
+                    f"scores.{field.name} is {values.dtype}{values.shape}: it must be {np.dtype(dtype)} of the shape "
+                    f"of norm_2d, {self.norm_2d.shape}, (N_2D,) or (steps, N_2D)"
                 )
             if not np.isfinite(values).all() or (values.size and values.min() < 0):
                 where = np.argwhere(~np.isfinite(values) | (values < 0))[0]
@@ -173,7 +173,8 @@ def _alphas(
     missing = [group for group in reduction.groups if group not in observables.groups]
     if missing:
         raise ConfigError(
-            f"pruner.reduction.groups: the policy has no query group {missing[0]!r}; it has: {', '.join(observables.groups)}"
+            f"pruner.reduction.groups: the policy has no query group {missing[0]!r}; "
+            f"it has: {', '.join(observables.groups)}"
         )
     layers = _layers(reduction, observables.attention.shape[0])
     groups = [observables.groups.index(group) for group in reduction.groups]
@@ -187,13 +188,12 @@ def _alphas(
     if reduction.passes != "first":
         if observables.attention_action is None or (shape.n_3d and observables.patch_later is None):
             raise TraceError(
-                f"pruner.reduction.passes = {reduction.passes!r}: attention of the later passes was not recorded; record "
-                'with it, or use passes = "first"'
+                f"pruner.reduction.passes = {reduction.passes!r}: attention of the later passes was not recorded; "
+                'record with it, or use passes = "first"'
             )
         later = _finite(observables.attention_action[:, layers], "attention_action", observables)
         alphas += [one.mean(axis=0, keepdims=True) if reduction.components == "query" else one for one in later]
-        for index in range(len(later)):
-            patches.append(_patches(observables, reduction, shape, index))
+        patches += [_patches(observables, reduction, shape, index) for index in range(len(later))]
     return alphas, patches
 
 
@@ -222,12 +222,11 @@ def _patches(
         if later is not None:
             raise TraceError('the nearest patch is known for pass 0 only; use pruner.reduction.passes = "first"')
         patch = observables.nearest_patch
-    elif later is not None:
-        assert observables.patch_later is not None
+    elif later is not None and observables.patch_later is not None:
         patch = observables.patch_later[later]
     if patch is None:
         raise TraceError(
-            f"the observables lack the patch of each point token that correspondence = {reduction.correspondence!r} needs; "
+            f"the observables lack the point tokens' patches that correspondence = {reduction.correspondence!r} needs; "
             'record with a camera, or use correspondence = "index" with reuse.fps = "pinned"'
         )
     if patch.shape != (shape.n_3d,) or patch.min() < -1 or patch.max() >= shape.n_2d:
@@ -272,7 +271,7 @@ def _finite(values: npt.NDArray[np.floating[Any]], name: str, observables: Obser
     if not np.isfinite(out).all():
         where = np.argwhere(~np.isfinite(out))
         raise TraceError(
-            f"observables.{name} holds {len(where)} values that are NaN or Inf (first at visual token {where[0][-1]}): the "
-            "forward pass overflowed; run it in float32, or leave this step out"
+            f"observables.{name} holds {len(where)} NaN or infinite values (first at visual token {where[0][-1]}): "
+            "the forward pass overflowed; run it in float32, or leave this step out"
         )
     return out

@@ -28,11 +28,11 @@ _PURPOSE, _INDEX_BASE = np.uint64(Purpose.BACKGROUND), np.uint64(Modality.PATCH 
 
 
 @compiled
-def background_draws(seed: int, episode_uid: int, step: int, draws: npt.NDArray[np.float64]) -> None:
+def background_draws(seed: np.uint64, episode_uid: np.uint64, step: int, draws: npt.NDArray[np.float64]) -> None:
     """One uniform per patch into `draws` (N,), as `tracekit.philox.uniforms` of purpose `BACKGROUND` draws it."""
     low = np.uint64(0xFFFFFFFF)
-    key_low, key_high = np.uint64(seed) & low, np.uint64(seed) >> np.uint64(32)
-    uid = np.uint64(episode_uid) & low
+    key_low, key_high = seed & low, seed >> np.uint64(32)
+    uid = episode_uid & low
     for patch in range(draws.size):
         words = _rounds(uid, np.uint64(step), _PURPOSE, _INDEX_BASE + np.uint64(patch), key_low, key_high)
         draws[patch] = float(words[0] >> np.uint64(8)) * 2.0**-24
@@ -114,10 +114,9 @@ def _robot(rule: Rule, memory: Memory, out: Outcome) -> None:
     for patch in range(members.size):
         counted = rule.baseline == ALL_PATCHES or not rule.has_points or memory.points[patch] > 0
         members[patch] = counted and (rule.baseline != PER_SET or out.cluster[patch] == ROBOT)
-    size = np.int64(members.sum())
+    size = max(int(members.sum()), 1)  # the mean over no patch is 0
     exponent_2d, exponent_3d = unit_exponent(set_2d), unit_exponent(set_3d)
     sum_2d, sum_3d = total(set_2d, members, exponent_2d), total(set_3d, members, exponent_3d)
-    size = max(size, 1)  # the mean over no patch is 0
     for patch in range(members.size):
         if out.cluster[patch] != ROBOT:
             continue

@@ -58,9 +58,9 @@ def smooth(
 @compiled
 def _indicators(rule: Rule, memory: Memory, seen: Seen, patch: int, raw: npt.NDArray[np.float64]) -> None:
     """X of one patch into `raw` (5,): Eq. 1, 5 and 6 per patch, and the score it is clustered by."""
-    f_2d, f_3d = float(seen.norm_2d[patch]), float(seen.norm_3d[patch])
-    a_2d, a_3d = float(seen.attention_2d[patch]), float(seen.attention_3d[patch])
-    ortho = float(seen.ortho_3d[patch])
+    f_2d, f_3d = np.float64(seen.norm_2d[patch]), np.float64(seen.norm_3d[patch])  # float() would stay float32 here
+    a_2d, a_3d = np.float64(seen.attention_2d[patch]), np.float64(seen.attention_3d[patch])
+    ortho = np.float64(seen.ortho_3d[patch])
     if rule.clamp:
         ortho = min(ortho, a_3d)
     features, attention = f_2d + f_3d, a_2d + a_3d

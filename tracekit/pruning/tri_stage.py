@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.errors import TraceError
-from tracekit.layout import PATCHES_PER_VIEW
+from tracekit.errors import ConfigError, TraceError
 from tracekit.pruning._compile import compiled
-from tracekit.pruning.arrays import INDICATORS, MARGINS, Memory, Outcome, Rule, Seen, new_outcome
+from tracekit.pruning.arrays import INDICATORS, MARGINS, NOTES, Memory, Outcome, Rule, Seen, new_outcome
 from tracekit.pruning.base import Decision, DecisionKey, Pruner, Shape, StageTimer, untimed
+from tracekit.pruning.budget import soft_budget, top_images, top_points
+from tracekit.pruning.rule import rule_of, unsmoothed_patches
 from tracekit.pruning.scores import Scores
 from tracekit.pruning.stages import background_draws, fuse, stage1, stage2
 from tracekit.pruning.temporal import smooth
 from tracekit.pruning.tri_stage_config import TriStageConfig, check_shape
 
 __all__ = ["TRI_STAGE", "TriStageConfig", "TriStageState", "decide", "decide_episode", "initial_state", "requires"]
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,10 @@ def initial_state(config: TriStageConfig, shape: Shape) -> TriStageState:
     )
 
 
-def requires(_config: TriStageConfig) -> frozenset[str]:
-    """Fields of `Scores` that are read."""
-    return frozenset(field.name for field in fields(Scores))
+def requires(config: TriStageConfig) -> frozenset[str]:
+    """Fields of `Scores` that are read, and `patch` where a budget of tokens needs the points of the step itself."""
+    names = frozenset(field.name for field in fields(Scores))
+    return names | {"patch"} if config.budget == "hard_topk" else names
 
 
 def decide(
@@ -70,32 +74,37 @@ def decide(
     key: DecisionKey,
     shape: Shape,
     *,
-    observed: npt.NDArray[np.bool_] | None = None,
-    patch: npt.NDArray[np.int32] | None = None,  # noqa: ARG001  # the seam of every pruner; only a token budget reads it
+    observed: Mask | None = None,
+    patch: npt.NDArray[np.int32] | None = None,
     stage: StageTimer = untimed,
 ) -> tuple[Decision, TriStageState]:
     """Algorithm 1 at step `key.step`, from the scores of this step (`current`) or of the one before (`lagged`).
 
-    `scores`: None where nothing has been observed yet; then nothing is pruned. `observed` (N_2D,) bool: the patches whose
-    tokens had all been kept when the scores were taken; the others hold what is known of them, and the attention of
-    the observed is rescaled. None: nothing had been pruned. Raises TraceError if scores and shape disagree.
+    `scores`: None where nothing has been observed yet; then nothing is pruned. `observed` (N_2D,) bool: the patches
+    whose tokens had all been kept when the scores were taken; the others hold what is known of them, and the attention
+    of the observed is rescaled. None: nothing had been pruned. `patch` (N_3D,) int32: patch of every point token of the
+    step that is decided, read by `hard_topk` alone. Raises TraceError if scores and shape disagree.
     """
     if scores is None:
         return _everything(shape), state
     everywhere = _check(scores, state, observed, shape)
     memory = Memory(*(getattr(state, field.name).copy() for field in fields(state)))
-    rule, out = _rule(config, shape), new_outcome(shape.n_2d)
+    rule, out = rule_of(config, shape), new_outcome(shape.n_2d)
     with stage("stage3"):
-        smooth(rule, memory, _seen(scores), everywhere, observed is not None, _unsmoothed(config, shape))
+        smooth(rule, memory, _seen(scores), everywhere, observed is not None, unsmoothed_patches(config, shape))
+        out.smoothed[:] = memory.smoothed
     with stage("stage1"):
         stage1(rule, memory, rule.tau_2d, rule.tau_3d, out)
     with stage("stage2"):
         draws = np.empty(shape.n_2d)
-        background_draws(np.uint64(key.seed), np.uint64(key.episode_uid), _drawn_at(config, key.step), draws)
+        drawn_at = 1 if config.draw == "sticky" else key.step
+        background_draws(np.uint64(key.seed), np.uint64(key.episode_uid), drawn_at, draws)
         stage2(rule, memory, draws, out)
     with stage("fuse"):
         fuse(rule, out)
-        decision = _decision(config, shape, out, key.step)
+        if rule.soft_budget:
+            soft_budget(rule, memory, draws, out)
+        decision = _decision(config, shape, out, key.step, patch)
     return decision, TriStageState(*memory)
 
 
@@ -106,24 +115,26 @@ def decide_episode(
     shape: Shape,
     *,
     state: TriStageState | None = None,
-    observed: npt.NDArray[np.bool_] | None = None,
+    observed: Mask | None = None,
+    patch: npt.NDArray[np.int32] | None = None,
 ) -> tuple[list[Decision], TriStageState]:
     """`decide` for every step of `scores` (arrays (steps, N_2D)) in one compiled loop, from step `key.step` on.
 
-    `state`: before the first of these steps, None at the start of an episode. `observed`: (steps, N_2D) bool or None.
-    Releases the interpreter lock, so that episodes and configurations can run in threads.
+    `state`: before the first of these steps, None at the start of an episode. `observed`: (steps, N_2D) bool or None;
+    `patch`: (steps, N_3D) int32 or None. Releases the interpreter lock, so that threads can run other episodes and
+    configurations beside it.
     """
     state = initial_state(config, shape) if state is None else state
     everywhere = _check(scores, state, observed, shape)
     memory = Memory(*(getattr(state, field.name).copy() for field in fields(state)))
     out = new_outcome(len(scores), shape.n_2d)
     _run(
-        _rule(config, shape),
+        rule_of(config, shape),
         memory,
         _seen(scores),
         everywhere,
         observed is not None,
-        _unsmoothed(config, shape),
+        unsmoothed_patches(config, shape),
         np.uint64(key.seed),
         np.uint64(key.episode_uid),
         key.step,
@@ -131,8 +142,8 @@ def decide_episode(
         out,
     )
     decisions = [
-        _decision(config, shape, Outcome(*(array[index] for array in out)), key.step + index)
-        for index in range(len(scores))
+        _decision(config, shape, Outcome._make(step), key.step + index, None if patch is None else patch[index])
+        for index, step in enumerate(zip(*out, strict=True))
     ]
     return decisions, TriStageState(*memory)
 
@@ -142,11 +153,11 @@ def _run(
     rule: Rule,
     memory: Memory,
     seen: Seen,
-    observed: npt.NDArray[np.bool_],
+    observed: Mask,
     rescale: bool,
-    unsmoothed: npt.NDArray[np.bool_],
-    seed: int,
-    episode_uid: int,
+    unsmoothed: Mask,
+    seed: np.uint64,
+    episode_uid: np.uint64,
     first_step: int,
     sticky: bool,
     out: Outcome,
@@ -169,62 +180,78 @@ def _run(
             out.keep_2d[t],
             out.keep_3d[t],
             out.margins[t],
+            out.smoothed[t],
+            out.notes[t],
         )
         smooth(rule, memory, now, observed[t], rescale, unsmoothed)
+        here.smoothed[:] = memory.smoothed
         stage1(rule, memory, rule.tau_2d, rule.tau_3d, here)
         background_draws(seed, episode_uid, 1 if sticky else first_step + t, draws)
         stage2(rule, memory, draws, here)
         fuse(rule, here)
+        if rule.soft_budget:
+            soft_budget(rule, memory, draws, here)
 
 
 def _everything(shape: Shape) -> Decision:
     """Nothing has been seen, so nothing is pruned and no threshold was tested."""
-    return Decision(
-        keep_2d=np.ones(shape.n_2d, np.bool_),
-        keep_3d_patches=np.ones(shape.n_2d, np.bool_) if shape.n_3d else None,
-        pruned=False,
-    )
+    every_patch = np.ones(shape.n_2d, np.bool_)
+    return Decision(every_patch, every_patch if shape.n_3d else None, pruned=False)
 
 
-def _decision(config: TriStageConfig, shape: Shape, out: Outcome, step: int) -> Decision:
+def _decision(
+    config: TriStageConfig, shape: Shape, out: Outcome, step: int, patch: npt.NDArray[np.int32] | None
+) -> Decision:
     pruned = step >= (config.prune_from if "s3" in config.stages else 1)
-    keep_2d = out.keep_2d if pruned else np.ones_like(out.keep_2d)
-    keep_3d = out.keep_3d if pruned else np.ones_like(out.keep_3d)
-    by_index = config.reduction.correspondence == "index"
-    clustered = "s2" in config.stages
+    if pruned:
+        keep_2d, keep_3d_patches, keep_3d_tokens = _masks(config, shape, out, patch)
+    else:
+        keep_2d = np.ones(shape.n_2d, np.bool_)
+        keep_3d_patches, keep_3d_tokens = (keep_2d if shape.n_3d else None), None
     return Decision(
         keep_2d=keep_2d,
-        keep_3d_patches=keep_3d if shape.n_3d and not by_index else None,
-        keep_3d_tokens=keep_3d[: shape.n_3d] if shape.n_3d and by_index else None,
+        keep_3d_patches=keep_3d_patches,
+        keep_3d_tokens=keep_3d_tokens,
         unprojected=config.unprojected_points if pruned and config.modalities != "2d" else "keep",
         pruned=pruned,
         s1=out.s1,
         s2=out.s2,
-        cluster=out.cluster if clustered else None,
+        cluster=out.cluster if "s2" in config.stages else None,
         conflict=out.conflict,
         margins=dict(zip(MARGINS, out.margins, strict=True)),
+        indicators=dict(zip(INDICATORS, out.smoothed, strict=True)),
+        notes=dict(zip(NOTES, out.notes.tolist(), strict=True)) if config.budget == "soft" else {},
     )
 
 
-def _drawn_at(config: TriStageConfig, step: int) -> int:
-    return 1 if config.draw == "sticky" else step
+def _masks(
+    config: TriStageConfig, shape: Shape, out: Outcome, patch: npt.NDArray[np.int32] | None
+) -> tuple[Mask, Mask | None, Mask | None]:
+    """Mask_2D, and Mask_3D over patches or over tokens (the other one None; both without points)."""
+    if config.budget == "hard_topk":
+        keep_2d = out.keep_2d if config.modalities == "3d" else top_images(out, config.rate)
+        if not shape.n_3d:
+            return keep_2d, None, None
+        if config.modalities == "2d":
+            return keep_2d, None, np.ones(shape.n_3d, np.bool_)
+        if patch is None or patch.shape != (shape.n_3d,):
+            raise ConfigError(
+                "pruner.budget = 'hard_topk' counts point tokens and needs their patches at the step that is decided; "
+                "record with a camera, or use budget = 'soft'"
+            )
+        return keep_2d, None, top_points(out, config.rate, patch)
+    if not shape.n_3d:
+        return out.keep_2d, None, None
+    if config.reduction.correspondence == "index":
+        return out.keep_2d, None, out.keep_3d[: shape.n_3d]
+    return out.keep_2d, out.keep_3d, None
 
 
 def _seen(scores: Scores) -> Seen:
     return Seen(*(np.ascontiguousarray(getattr(scores, name)) for name in Seen._fields))
 
 
-def _unsmoothed(config: TriStageConfig, shape: Shape) -> npt.NDArray[np.bool_]:
-    """(N_2D,) patches whose indicators are not smoothed: those of views whose camera moves."""
-    if config.moving_view == "on":
-        return np.zeros(shape.n_2d, np.bool_)
-    moving = np.repeat(np.array(shape.moving, np.bool_), PATCHES_PER_VIEW)
-    return np.concatenate([moving, np.zeros(max(shape.n_2d - moving.size, 0), np.bool_)])[: shape.n_2d]
-
-
-def _check(
-    scores: Scores, state: TriStageState, observed: npt.NDArray[np.bool_] | None, shape: Shape
-) -> npt.NDArray[np.bool_]:
+def _check(scores: Scores, state: TriStageState, observed: Mask | None, shape: Shape) -> Mask:
     """`observed`, or all true; raises TraceError where the arrays do not fit each other."""
     if scores.norm_2d.shape[-1] != shape.n_2d or state.updates.shape != (shape.n_2d,):
         raise TraceError(
@@ -236,48 +263,10 @@ def _check(
     first = observed.reshape(-1, observed.shape[-1])[0]
     if observed.shape != scores.norm_2d.shape or not (first | (state.updates > 0)).all():
         raise TraceError(
-            f"observed is of shape {observed.shape}: it must be that of the scores, {scores.norm_2d.shape}, and the first "
-            "step of an episode must observe every patch"
+            f"observed is of shape {observed.shape}: it must be that of the scores, {scores.norm_2d.shape}, and the "
+            "first step of an episode must observe every patch"
         )
     return np.ascontiguousarray(observed, np.bool_)
-
-
-def _rule(config: TriStageConfig, shape: Shape) -> Rule:
-    return Rule(
-        s1="s1" in config.stages,
-        s2="s2" in config.stages,
-        s3="s3" in config.stages,
-        prune_2d=config.modalities != "3d",
-        prune_3d=config.modalities != "2d",
-        has_points=shape.n_3d > 0,
-        tau_2d=float(config.tau_2d),
-        tau_3d=float(config.tau_3d),
-        beta=float(config.beta),
-        k=int(config.k),
-        window_mean=config.window == "window_mean",
-        clamp=config.ortho == "clamp",
-        separate=config.clustering == "separate",
-        smoothed_clusters=config.cluster_input == "smoothed",
-        inverse=config.cluster_order == "inverse",
-        baseline=_choice(config, "baseline"),
-        quantiles=config.object_rule == "quantiles",
-        object_2d_min=float(config.object_2d_min),
-        object_3d_max=float(config.object_3d_max),
-        background_rate=float(config.background_rate),
-        draw=_choice(config, "draw"),
-        robot_keeps_2d=config.robot_empty == "keep_2d",
-        protect=_choice(config, "protect"),
-    )
-
-
-def _choice(config: TriStageConfig, name: str) -> int:
-    """Position of an option's value among its choices, in the order that the compiled stages count them."""
-    orders = {
-        "baseline": ("with_points", "all_patches", "per_set"),
-        "draw": ("step", "sticky", "stratified"),
-        "protect": ("none", "object_2d", "all_2d"),
-    }
-    return orders[name].index(getattr(config, name))
 
 
 TRI_STAGE = Pruner(

@@ -20,24 +20,24 @@ Stage = Literal["s1", "s2", "s3"]
 class TriStageConfig:
     """Algorithm 1 and its readings; the defaults are the preset `default`.
 
-    `stages`: the stages in force. Without s1 every S1 is {2D, 3D}, without s2 every S2 is, without s3 X̂ is X and pruning
-    starts at step 1. `modalities`: `2d` (`3d`) computes both masks and then keeps every 3D (2D) token. `seed`: of the
-    background draws. `tau_2d` ≤ `tau_3d`: below the first a patch is 2D only, above the second 3D only (stage 1).
-    `beta`, `k`: weight of the past and length of the warm-up of stage 3.
+    `stages`: the stages in force. Without s1 every S1 is {2D, 3D}, without s2 every S2 is, without s3 X̂ is X and
+    pruning starts at step 1. `modalities`: `2d` (`3d`) computes both masks and then keeps every 3D (2D) token. `seed`:
+    of the background draws. `tau_2d` ≤ `tau_3d`: below the first a patch is 2D only, above the second 3D only (stage
+    1). `beta`, `k`: weight of the past and length of the warm-up of stage 3.
 
-    `average` (3), read by reports: Eq. 1, 5, 6 as mean of the patches' ratios or as ratio of sums. `ortho` (6): ‖ortho‖₁
-    as it is, or at most ‖α_3D‖₁. `clustering` (7): by ‖α_2D‖₁ + ‖α_3D‖₁, or `separate`, by ‖α_2D‖₁ alone;
+    `average` (3), read by reports: Eq. 1, 5, 6 as mean of the patches' ratios or as ratio of sums. `ortho` (6):
+    ‖ortho‖₁ as it is, or at most ‖α_3D‖₁. `clustering` (7): by ‖α_2D‖₁ + ‖α_3D‖₁, or `separate`, by ‖α_2D‖₁ alone;
     `cluster_order`: which end of the scores is the object. `cluster_input` (19): scores of this step or smoothed ones.
     `baseline` (8): μ over the patches that have points, over all, or over those with points of the patch's own set.
     `object_rule` (9): the two object thresholds as given, or the 0.9 and 0.1 quantiles over the object set.
-    `background_rate`, `draw` (10): probability of ∅ in the background; one draw per step, `sticky`: the draw of step 1 for
-    the whole episode, `stratified`: exactly round(rate·n) patches dropped, those with the lowest draws. `robot_empty`
-    (11): what becomes of a robot patch below both means. `protect` (12): add 2D to C on object patches, or on all, where
-    S2 ≠ ∅. `unprojected_points` (2): points without a patch are kept, dropped, or kept with the share of the others.
-    `budget`, `rate` (13): `soft` moves the background rate and then τ towards the total pruning rate `rate`, `hard_topk`
-    keeps exactly round(N·(1 - rate)) tokens per modality. `window` (20): Eq. 8 and 9, or the mean of the last k values.
-    `prune_from` (21): first step that is pruned where stage 3 is in force. `moving_view` (22): whether patches of a view
-    whose camera moves are smoothed.
+    `background_rate`, `draw` (10): probability of ∅ in the background; one draw per step, `sticky`: the draw of step 1
+    for the whole episode, `stratified`: exactly round(rate·n) patches dropped, those with the lowest draws.
+    `robot_empty` (11): what becomes of a robot patch below both means. `protect` (12): add 2D to C on object patches,
+    or on all, where S2 ≠ ∅. `unprojected_points` (2): points without a patch are kept, dropped, or kept with the share
+    of the others. `budget`, `rate` (13): `soft` moves the background rate and then τ towards the total pruning rate
+    `rate`, `hard_topk` keeps exactly round(N·(1 - rate)) tokens per modality. `window` (20): Eq. 8 and 9, or the mean
+    of the last k values. `prune_from` (21): first step that is pruned where stage 3 is in force. `moving_view` (22):
+    whether patches of a view whose camera moves are smoothed.
 
     Raises ConfigError for values out of range.
     """
@@ -89,8 +89,6 @@ class TriStageConfig:
         check_range(self, "object_2d_min", 0, 1, "a share of the attention (M_2D of stage 2)")
         check_range(self, "object_3d_max", 0, 1, "a share of the attention (M_3D of stage 2)")
         check_range(self, "background_rate", 0, 1, "a probability")
-        if self.budget != "none":
-            raise ConfigError(f"pruner.budget = {self.budget!r}: not supported yet; use 'none'")
 
 
 _NEEDS_POINTS = (
@@ -126,5 +124,5 @@ def check_shape(config: TriStageConfig, shape: Shape) -> None:
     if changed or config.modalities == "3d":
         name = changed[0] if changed else "modalities"
         raise ConfigError(
-            f"pruner.{name} = {getattr(config, name)!r}: the policy has no point tokens, so this has no meaning; remove it"
+            f"pruner.{name} = {getattr(config, name)!r}: has no meaning for a policy without point tokens; remove it"
         )
