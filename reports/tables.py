@@ -60,7 +60,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _caption(data: dict[str, Any]) -> str:
     lines = [
-        "Rates: of the tokens of pruned passes. Effective: of all visual token-passes, cold starts and observed ones too."
+        "Rates: of the tokens of pruned passes. Effective: of all visual token-passes, unpruned ones included."
     ]
     if any(row["encode_matches"] is False for row in data["configurations"]):
         lines.append(

@@ -35,7 +35,8 @@ def main() -> None:
     except TracekitError as error:
         _refuse(str(error))
     except typer.TyperException as error:
-        _refuse(error.format_message())
+        message = error.format_message()  # empty where the help has been shown in place of missing arguments
+        _refuse(f"{message} Run `tracekit --help`." if message else "")
     except typer.Abort:
         _refuse("interrupted")
     except KeyboardInterrupt:
@@ -44,5 +45,6 @@ def main() -> None:
 
 
 def _refuse(message: str) -> None:
-    sys.stderr.write(f"tracekit: {' '.join(message.split())}\n")
+    if message:
+        sys.stderr.write(f"tracekit: {' '.join(message.split())}\n")
     sys.exit(2)

@@ -22,5 +22,5 @@ Stage = Literal[
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """encode: image and point tokenizers, prefix rows. observe: attention rows and norms, reduced to scores. stage3,
 stage1, stage2, fuse: the decision, in order of execution. compact: gathering the kept rows. prefill: prefix rows
-through the backbone (with `reuse = none`, the whole sequence in every pass). denoise: tail rows, noise read-out, sampler.
-decode: the sample to an executable action."""
+through the backbone (with `reuse = none`, the whole sequence in every pass). denoise: tail rows, noise read-out,
+sampler. decode: the sample to an executable action."""
