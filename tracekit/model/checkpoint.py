@@ -26,10 +26,16 @@ __all__ = ["initialise", "load_policy_directory", "load_weights", "save_policy"]
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "tracekit.policy"
+ALIGNMENT = 64
+"""Bytes. BLAS takes other paths for operands that start elsewhere, and a product may differ in its last bit; torch
+allocates on this boundary and its .pt files are laid out on it, but .safetensors files are not."""
 
 
 def load_weights(policy: MLA, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put `tensors` into `policy` without copying; raises one PolicyError that names every tensor that does not fit."""
+    """Put `tensors` into `policy`, copying only where it must.
+
+    Raises one PolicyError that names every tensor that is missing, unexpected or misshaped.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in tensors]
     problems += [f"unexpected {name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in wanted]
@@ -42,12 +48,14 @@ def load_weights(policy: MLA, tensors: Mapping[str, Tensor], where: str) -> None
         raise PolicyError(
             f"{where}: {len(problems)} tensors do not fit: {'; '.join(problems)}; load it with the right configuration"
         )
-    policy.load_state_dict({name: _as_float32(tensor) for name, tensor in tensors.items()}, assign=True)
+    policy.load_state_dict({name: _settled(tensor) for name, tensor in tensors.items()}, assign=True)
     policy.eval()
 
 
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _settled(tensor: Tensor) -> Tensor:
+    """`tensor` in float32 (if it is floating point), at an address where products round as everywhere else."""
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def save_policy(policy: MLA, directory: Path) -> None:

@@ -178,8 +178,9 @@ class MLA(nn.Module):
                 f"{self.config.vocab_size}; the tokenizer belongs to another checkpoint"
             )
         inputs = {
-            "points": torch.from_numpy(self._checked_points(observation.points)),
-            "proprio": torch.from_numpy(self._normalised_state(observation.state)),
+            # Copied, not wrapped: BLAS rounds by the address, and NumPy's addresses vary from run to run.
+            "points": torch.tensor(self._checked_points(observation.points)),
+            "proprio": torch.tensor(self._normalised_state(observation.state)),
         }
         for view in self.config.views:
             inputs[f"image.{view}"] = pixels_of(_checked_image(observation.images, view))
@@ -241,7 +242,7 @@ class MLA(nn.Module):
                 f"noisy action has shape {tuple(sample.shape)}, the policy's is {self.action_shape}; pass that"
             )
         timestep = torch.tensor([self._timesteps[step]], device=self.device)
-        return self.tail_rows(sample.to(self.device)[None], timestep)[0]
+        return self.tail_rows(sample.to(self.device).clone()[None], timestep)[0]
 
     def tail_rows(self, samples: Tensor, timesteps: Tensor) -> Tensor:
         """(B, 1 + T + 1, D) float32 rows for noisy actions `samples` (B, T, A) at diffusion steps `timesteps` (B,)."""
