@@ -3,8 +3,9 @@ import json
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from recorders.sim import TASKS, Environment
 from tracekit.errors import PolicyError
-from tracekit.model import REFERENCE_WORDS, IdTable, WordTokenizer
+from tracekit.model import REFERENCE_WORDS, IdTable, WordTokenizer, reference
 from tracekit.model.text import FileTokenizer, load_tokenizer, prompt_of
 
 
@@ -20,17 +21,20 @@ def test_words_become_their_ids_and_strangers_the_unknown_id():
     assert tokenizer.unknown("seize the red box") == ["seize", "red"]
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_reference_vocabulary_knows_what_the_simulator_says(task):
+    environment = Environment(task, sensor=False)
+    sentences = {environment.reset(seed=seed).instruction for seed in range(12)}
+    assert len(sentences) > 3
+    tokenizer = WordTokenizer(REFERENCE_WORDS)
+    assert {word for sentence in sentences for word in tokenizer.unknown(sentence)} == set()
+    assert max(len(tokenizer.encode(sentence)) for sentence in sentences) <= reference().max_text
+
+
 @pytest.mark.parametrize(
-    "instruction",
-    [
-        "close the red box",
-        "Close the lid of the blue laptop.",
-        "shut the green fridge door",
-        "sweep the yellow dirt into the orange dustpan",
-        "put the banana on the purple plate",
-    ],
+    "instruction", ["Close the lid of the orange laptop.", "please sweep the pink dirt into the brown dustpan"]
 )
-def test_reference_vocabulary_knows_the_tasks(instruction):
+def test_reference_vocabulary_knows_more_than_that(instruction):
     assert WordTokenizer(REFERENCE_WORDS).unknown(instruction) == []
 
 
