@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,17 @@ def save_policy(policy: MLA, directory: Path) -> None:
         "weights_digest": weights_digest(tensors),
         "config": policy.config.to_json(),
     }
-    partial = directory.with_name(directory.name + f".partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    safetensors.torch.save_file(tensors, partial / WEIGHTS_FILE)
-    policy.tokenizer.save(partial)
-    (partial / CONFIG_FILE).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
-    partial.rename(directory)
+    partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        safetensors.torch.save_file(tensors, partial / WEIGHTS_FILE)
+        policy.tokenizer.save(partial)
+        (partial / CONFIG_FILE).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+        partial.rename(directory)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise PolicyError(f"{directory}: cannot be written ({error}); choose a place with room and access") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_policy_directory(directory: Path) -> bool:

@@ -1,4 +1,6 @@
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_a_policy_frozen_in_bfloat16_is_not_saved(policy, tmp_path):
     with pytest.raises(PolicyError, match="save the float32 policy"):
         save_policy(policy.freeze(Precision("bfloat16")), tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+
+def no_room(*_arguments, **_options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_save_that_fails_leaves_nothing(policy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(PolicyError, match="cannot be written"):
+        save_policy(policy, tmp_path / "file" / "p")
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(PolicyError, match="cannot be written"):
+        save_policy(policy, tmp_path / "p")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_every_tensor_that_does_not_fit_is_named_in_one_line(policy):
