@@ -14,6 +14,9 @@ from tracekit.policy import Policy, Precision, load_policy
 from .conftest import WORDS, looking_down, make_observation, tiny_policy
 
 
+SHARED = tiny_policy()
+
+
 def run_step(policy: MLA, tokens, starts=(3, 5), noise_seed=0) -> torch.Tensor:
     """The literal control step: every pass anew, without cache."""
     sample = torch.randn(policy.action_shape, generator=torch.Generator().manual_seed(noise_seed))
@@ -159,8 +162,7 @@ def test_bfloat16_rounds_state_and_noisy_action_as_the_release_does():
 @given(st.lists(st.floats(-3, 3, width=32), min_size=30, max_size=30))
 @settings(deadline=None)
 def test_read_out_clips_decides_the_gripper_and_restores_units(numbers):
-    policy = tiny_policy()
-    action = policy.read_out(torch.tensor(numbers).reshape(3, 10)).numpy()
+    action = SHARED.read_out(torch.tensor(numbers).reshape(3, 10)).numpy()
     for row, given_row in zip(action, np.array(numbers, np.float32).reshape(3, 10), strict=True):
         clipped = [min(max(float(v), -1.0), 1.0) for v in given_row]
         expected = [(v + 1) / 2 * 1.0 - 0.5 for v in clipped[:3]] + clipped[3:9] + [float(clipped[9] >= 0.5)]
