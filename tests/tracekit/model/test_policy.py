@@ -13,7 +13,6 @@ from tracekit.policy import Policy, Precision, load_policy
 
 from .conftest import WORDS, looking_down, make_observation, tiny_policy
 
-
 SHARED = tiny_policy()
 
 
