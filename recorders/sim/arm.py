@@ -96,6 +96,16 @@ def add_arm(spec: mujoco.MjSpec) -> None:
             name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=[-force, force]
         )
         actuator.set_to_position(kp=stiffness, kv=damping)
+    # one gear train moves both jaws: neither can be pushed aside while the other stays
+    gears = spec.add_equality(
+        type=mujoco.mjtEq.mjEQ_JOINT,
+        objtype=mujoco.mjtObj.mjOBJ_JOINT,
+        name1=JAW_JOINTS[0],
+        name2=JAW_JOINTS[1],
+        solref=[0.004, 1.0],
+        solimp=[0.99, 0.999, 0.001, 0.5, 2],
+    )
+    gears.data[:5] = [0.0, 1.0, 0.0, 0.0, 0.0]  # polynomial: joint8 goes as joint7
     for first, second in _NO_CONTACT:
         spec.add_exclude(bodyname1=first, bodyname2=second)
 
@@ -130,6 +140,8 @@ def _add_gripper(flange: mujoco.MjsBody) -> None:
             range=[0, JAW_TRAVEL],
             armature=0.02,
             damping=5.0,
+            solref_limit=[0.004, 1.0],
+            solimp_limit=[0.99, 0.999, 0.001, 0.5, 2],
         )
         # a flat pad that ends in a rounded tip: flat to hold things, round to push a lid without digging in
         jaw.add_geom(

@@ -18,7 +18,7 @@ from recorders.sim.world import World
 __all__ = ["Scene", "build_scene"]
 
 _BOX, _CYLINDER, _PLANE = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_PLANE
-_TABLES = ((0.66, 0.55, 0.43), (0.52, 0.42, 0.34), (0.70, 0.69, 0.66), (0.47, 0.48, 0.50))
+_TABLES = ((0.66, 0.55, 0.43), (0.52, 0.42, 0.34), (0.60, 0.59, 0.57), (0.47, 0.48, 0.50))
 _FLOOR = (0.40, 0.41, 0.43, 1.0)
 _CLEARANCE = 0.03
 """Metres of free table around every footprint."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 from functools import partial
 
+from recorders.sim.tasks.banana import draw_banana
 from recorders.sim.tasks.base import DrawScenario
 from recorders.sim.tasks.hinged import BOX, FRIDGE, LAPTOP, draw_hinged
+from recorders.sim.tasks.sweep import draw_sweep
 from tracekit.errors import ConfigError
 
 __all__ = ["TASKS", "find_task"]
 
 _DRAW: dict[str, DrawScenario] = {
+    "banana_on_plate": draw_banana,
     "close_box": partial(draw_hinged, BOX),
     "close_fridge": partial(draw_hinged, FRIDGE),
     "close_laptop": partial(draw_hinged, LAPTOP),
+    "sweep_to_dustpan": draw_sweep,
 }
 
 TASKS: tuple[str, ...] = tuple(_DRAW)

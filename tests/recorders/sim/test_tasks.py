@@ -162,7 +162,7 @@ def test_doing_it_to_the_twin_is_no_success(task, seed):
     solved_the_twin = False
     for _ in range(environment.max_steps):
         tool, goal = environment.world.tool_point(), mistaken.next_pose(environment.world)
-        offset = (goal.point - tool) * min(1.0, 0.09 / np.linalg.norm(goal.point - tool))
+        offset = (goal.point - tool) * min(1.0, 0.09 / max(np.linalg.norm(goal.point - tool), 1e-9))
         outcome = environment.step(np.r_[offset, goal.frame[:, 0], goal.frame[:, 2], float(goal.open)])
         assert not outcome.success
         solved_the_twin = solved_the_twin or mistaken.solved(environment.world)
@@ -189,10 +189,54 @@ def test_the_expert_finds_back_after_being_pushed_off_course(task):
     assert solved >= 5
 
 
+@pytest.mark.parametrize("task", ["banana_on_plate", "sweep_to_dustpan"])
+def test_loose_items_start_away_from_target_and_twin(task):
+    environment = Environment(task, sensor=False)
+    for seed in range(100):
+        environment.reset(seed)
+        world = environment.world
+        assert not environment.scenario.solved(world)
+        assert np.hypot(*world.position("target_item")[:2]) < 0.5
+        for root in (TARGET, TWIN):
+            assert np.linalg.norm((world.position("target_item") - world.position(root))[:2]) > 0.15
+            assert not world.touching("target_item", root), (seed, root)
+
+
+def test_the_banana_is_held_by_friction_alone():
+    environment = Environment("banana_on_plate", sensor=False)
+    environment.reset(0)
+    assert environment.world.model.neq == 1  # the gears of the jaws
+    environment.world.model.geom_friction[:, 0] = 1e-3
+    expert = Expert(environment)
+    while True:
+        outcome = environment.step(expert.act())
+        assert environment.world.position("target_item")[2] < 0.06
+        if outcome.done:
+            break
+    assert not outcome.success
+
+
+@every_task
+def test_phases_follow_each_other(task):
+    environment = Environment(task, sensor=False)
+    environment.reset(5)
+    expert, phases = Expert(environment), [environment.phase]
+    while True:
+        outcome = environment.step(expert.act())
+        phases.append(outcome.phase)
+        if outcome.done:
+            break
+    distinct = [phase for phase, before in zip(phases, [None, *phases], strict=False) if phase != before]
+    if task == "banana_on_plate":
+        assert distinct == ["reach", "grasp", "carry", "placed"]
+    else:
+        assert distinct == ["reach", "push", "swept" if task == "sweep_to_dustpan" else "closed"]
+
+
 @every_task
 def test_standing_still_never_succeeds_and_random_motion_hardly_ever(task):
     environment = Environment(task, sensor=False)
-    for seed in range(4):
+    for seed in range(2):
         state = environment.reset(seed).state
         while True:
             outcome = environment.step(np.r_[0, 0, 0, state[3:9], 0])
@@ -200,7 +244,7 @@ def test_standing_still_never_succeeds_and_random_motion_hardly_ever(task):
                 break
         assert not outcome.success
     lucky = 0
-    for seed in range(10):
+    for seed in range(6):
         environment.reset(seed)
         rng = np.random.default_rng(seed)
         while True:
@@ -208,4 +252,4 @@ def test_standing_still_never_succeeds_and_random_motion_hardly_ever(task):
             if outcome.done:
                 break
         lucky += outcome.success
-    assert lucky <= 2
+    assert lucky <= 1

@@ -1,0 +1,201 @@
+"""Sweeping a block over the table into one of two dustpans that differ by colour."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+from recorders.sim.geometry import Vector, frame_from, heading, quaternion_z
+from recorders.sim.palette import draw_colours, shade
+from recorders.sim.tasks.base import Disc, ToolPose, draw_opposite_azimuths
+from recorders.sim.world import World
+
+__all__ = ["SweepScenario", "draw_sweep"]
+
+_SENTENCES = (
+    "sweep the block into the {} dustpan",
+    "push the white block into the {} dustpan",
+    "move the block into the {} dustpan",
+    "get the white block into the {} dustpan",
+    "use the gripper to sweep the block onto the {} dustpan",
+)
+_GEOM_BOX = mujoco.mjtGeom.mjGEOM_BOX
+_ITEM = "target_item"
+_WHITE = (0.95, 0.95, 0.93, 1.0)
+
+_DEPTH, _WIDTH, _WALL, _RIM = 0.066, 0.080, 0.004, 0.015
+"""Half extents of a dustpan, half the thickness and half the height of its walls, metres at size 1."""
+
+_FACE = 0.013
+"""Metres from the tool centre point to the flat outer face of the closed jaws."""
+
+_PUSH_HEIGHT = 0.022
+_TRAVEL_HEIGHT = 0.10
+_DOWN = np.array([0.0, 0.0, -1.0])
+
+
+class _Pan(NamedTuple):
+    """A dustpan: body name, place about the base (radians, metres), yaw (where its inside lies), colour name."""
+
+    name: str
+    azimuth: float
+    distance: float
+    yaw: float
+    colour: str
+
+    @property
+    def centre(self) -> Vector:
+        return self.distance * heading(self.azimuth)
+
+
+def draw_sweep(rng: np.random.Generator) -> SweepScenario:
+    """A block in the middle, a dustpan on either side that opens towards the middle, give or take 20 degrees."""
+    size = float(rng.uniform(0.93, 1.07))
+    colours = draw_colours(rng, 2)
+    pans = []
+    azimuths = draw_opposite_azimuths(rng, apart=1.1, nearest=0.52)
+    for name, azimuth, colour in zip(("target", "other_twin"), azimuths, colours, strict=True):
+        distance = float(rng.uniform(0.39, 0.45))
+        inwards = distance * heading(azimuth) - np.array([0.40, 0.0, 0.0])
+        yaw = math.atan2(inwards[1], inwards[0]) + float(rng.uniform(-0.35, 0.35))
+        pans.append(_Pan(name, azimuth, distance, yaw, colour))
+    while True:
+        block = heading(float(rng.uniform(-0.25, 0.25))) * rng.uniform(0.36, 0.44)
+        if min(float(np.linalg.norm(block - pan.centre)) for pan in pans) > 0.19:
+            break
+    return SweepScenario(
+        size=size,
+        target=pans[0],
+        twin=pans[1],
+        block=(float(block[0]), float(block[1])),
+        block_yaw=float(rng.uniform(-math.pi, math.pi)),
+        block_half=float(rng.uniform(0.025, 0.029)),
+        instruction=_SENTENCES[int(rng.integers(len(_SENTENCES)))].format(colours[0]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SweepScenario:
+    """One block at `block` (metres) and two dustpans scaled by `size`; see `recorders.sim.tasks.base.Scenario`."""
+
+    size: float
+    target: _Pan
+    twin: _Pan
+    block: tuple[float, float]
+    block_yaw: float
+    block_half: float
+    instruction: str
+
+    @property
+    def colours(self) -> tuple[str, str]:
+        """Colour names of target and twin."""
+        return self.target.colour, self.twin.colour
+
+    @property
+    def footprints(self) -> tuple[Disc, ...]:
+        """The pans, and a lane from behind the block to each of them."""
+        start = np.array([*self.block, 0.0])
+        discs = []
+        for pan in (self.target, self.twin):
+            for share in np.linspace(-0.5, 1.0, 7):
+                x, y, _ = start + share * (pan.centre - start)
+                discs.append(Disc(float(x), float(y), 0.09))
+        return tuple(discs)
+
+    @property
+    def stride(self) -> float:
+        """Metres that the expert moves the tool in one key pose."""
+        return 0.085
+
+    def add_to(self, spec: mujoco.MjSpec) -> None:
+        """Adds both dustpans and the block."""
+        for pan in (self.target, self.twin):
+            x, y, _ = pan.centre
+            body = spec.worldbody.add_body(name=pan.name, pos=[x, y, 0], quat=quaternion_z(pan.yaw))
+            self._add_pan(body, pan.colour)
+        half = self.block_half
+        block = spec.worldbody.add_body(name=_ITEM, pos=[*self.block, half], quat=quaternion_z(self.block_yaw))
+        block.add_freejoint()
+        block.add_geom(type=_GEOM_BOX, size=[half, half, half], mass=0.06, rgba=_WHITE, friction=[0.5, 0.005, 0.0001])
+
+    def start(self, world: World) -> None:
+        """Nothing to do: everything already lies where it was added."""
+
+    def solved(self, world: World) -> bool:
+        """The block lies between the walls of the target dustpan, with its middle behind the mouth by its own half."""
+        inside = self._in_pan(world, world.position(_ITEM))
+        entered = -self.size * _DEPTH + self.block_half < inside[0] < self.size * _DEPTH
+        return bool(entered and abs(inside[1]) < self.size * _WIDTH and inside[2] < 0.05)
+
+    def phase(self, world: World) -> str:
+        """`reach` until the block is touched or has moved, then `push`, and `swept` at the end."""
+        if self.solved(world):
+            return "swept"
+        moved = float(np.hypot(*(world.position(_ITEM)[:2] - self.block))) > 0.01
+        return "push" if moved or world.touching("robot", _ITEM) else "reach"
+
+    def next_pose(self, world: World) -> ToolPose:
+        """Goes over to the far side of the block, sinks there, and pushes, turning as the line to the pan turns."""
+        block, tool = world.position(_ITEM), world.tool_point()
+        forward = self._aim(world, block)
+        across = np.array([-forward[1], forward[0], 0.0])
+        frame = _jaws_along(forward, block)
+        offset = tool - block
+        behind, sideways = -float(offset @ forward), float(offset @ across)
+        contact = self.block_half + _FACE
+        low = tool[2] < _PUSH_HEIGHT + 0.025
+        if low and contact - 0.012 < behind < 0.13 and abs(sideways) < 0.025:
+            point = block + forward * (self.stride - contact)
+        else:
+            point = block - forward * (contact + 0.5 * self.block_half + 0.025)
+            if float(np.hypot(*(tool - point)[:2])) > 0.03:
+                return self._travel(tool, point, frame)
+        return ToolPose(np.array([point[0], point[1], _PUSH_HEIGHT]), frame, open=False)
+
+    def _travel(self, tool: Vector, point: Vector, frame: Vector) -> ToolPose:
+        """Over the block: up first when low, then across above `point`."""
+        over = np.array([point[0], point[1], _TRAVEL_HEIGHT])
+        if tool[2] < _TRAVEL_HEIGHT - 0.03:
+            over[:2] = tool[:2]
+        return ToolPose(over, frame, open=False)
+
+    def _aim(self, world: World, block: Vector) -> Vector:
+        """Horizontal unit vector along which to push: towards a point a little farther in on the pan's middle line."""
+        ahead = min(float(self._in_pan(world, block)[0]) + 0.13, 0.5 * self.size * _DEPTH)
+        goal = world.position(self.target.name) + ahead * world.rotation(self.target.name)[:, 0]
+        line = goal - block
+        line[2] = 0.0
+        return np.asarray(line / max(float(np.linalg.norm(line)), 1e-6))
+
+    def _in_pan(self, world: World, point: Vector) -> Vector:
+        """`point` in the frame of the target dustpan: x inwards, y along the mouth, from the middle of its floor."""
+        return np.asarray(world.rotation(self.target.name).T @ (point - world.position(self.target.name)))
+
+    def _add_pan(self, body: mujoco.MjsBody, colour: str) -> None:
+        depth, width, wall, rim = (self.size * value for value in (_DEPTH, _WIDTH, _WALL, _RIM))
+        # the floor is a mat without thickness to things, so that nothing trips over its edge
+        body.add_geom(
+            type=_GEOM_BOX,
+            size=[depth, width, 0.0008],
+            pos=[0, 0, 0.0008],
+            rgba=shade(colour),
+            contype=0,
+            conaffinity=0,
+        )
+        for position, extent in (
+            ([depth - wall, 0, rim], [wall, width, rim]),
+            ([0, width + wall, rim], [depth, wall, rim]),
+            ([0, -width - wall, rim], [depth, wall, rim]),
+            ([depth + 0.035, 0, rim], [0.035, 0.010, 0.006]),
+        ):
+            body.add_geom(type=_GEOM_BOX, pos=position, size=extent, rgba=shade(colour, 0.80))
+
+
+def _jaws_along(direction: Vector, place: Vector) -> Vector:
+    """Tool frame pointing down, flat faces of the jaws across `direction`, on the side where the wrist turns less."""
+    tangent = np.array([-place[1], place[0], 0.0])
+    return frame_from(_DOWN, direction if direction @ tangent > 0 else -direction)
