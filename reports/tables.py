@@ -4,69 +4,87 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from replay import ReplayResult
 
 __all__ = ["replay_table"]
 
+UNKNOWN = "–"
+COST_COLUMNS = ("kept 2D/3D", "pruned %", "eff. %", "decide ms", "step ms", "speedup")
 
-def replay_table(result: ReplayResult) -> Table:
-    """The comparison of `tracekit replay`, one row per configuration."""
+
+def replay_table(result: ReplayResult) -> Group:
+    """The comparison of `tracekit replay`: what a configuration keeps and costs, and what it does to the actions."""
     data = result.to_json()
-    table = Table(
-        title=f"Replay of {data['steps']} recorded steps (open-loop: actions are compared, not executed)",
-        title_justify="left",
-        caption=_caption(data),
-        caption_justify="left",
+    rows = data["configurations"]
+    steps = f"{data['steps']} recorded steps"
+    cost = _table(
+        f"Tokens and time of {steps}", "kept 2D/3D", "pruned %", "eff. %", "decide ms", "step ms", "speedup", ""
     )
+    actions = _table(
+        f"Actions against the recording, {steps}, open-loop: compared, not executed",
+        "mm",
+        "degrees",
+        "flips",
+        "unclipped",
+        "unpruned",
+        "clipped %",
+    )
+    for row in rows:
+        cost.add_row(row["name"], *_cost_cells(row))
+        actions.add_row(row["name"], *_action_cells(row))
+    return Group(cost, actions, Text(_notes(rows), style="dim"))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("configuration", no_wrap=True)
-    for name in (
-        "kept\n2D / 3D",
-        "pruned %\n2D / 3D",
-        "effective\n%",
-        "decision\nms",
-        "step ms\n(spread)",
-        "speedup\n×",
-        "= encoders\n× reuse\n× pruning",
-        "deviation\nmm / deg / flips",
-        "unclipped\nrelative",
-        "same reuse\nunpruned",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in data["configurations"]:
-        table.add_row(*_cells(row))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cost_cells(row: dict[str, Any]) -> list[str]:
     step, factors = row["step_ms"], row["speedup"]
-    own, unpruned = row["deviation"], row["deviation_unpruned"]
-    known = own["translation_mm"] is not None
     return [
-        row["name"],
         f"{row['kept_2d']:.0f} / {row['kept_3d']:.0f}",
         f"{100 * row['rate_2d']:.1f} / {100 * row['rate_3d']:.1f}",
         f"{100 * row['effective_rate']:.1f}",
-        "–" if row["decision_ms"] is None else f"{row['decision_ms']:.2f}",
-        "–" if step is None else f"{step['median']:.0f} ({step['spread']:.0f})",
-        "–" if factors is None else f"{factors['total']:.2f}",
-        "–" if factors is None else f"{factors['encoders']:.2f} × {factors['reuse']:.2f} × {factors['pruning']:.2f}",
-        f"{own['translation_mm']:.1f} / {own['rotation_deg']:.1f} / {own['gripper_flips']}" if known else "–",
-        f"{own['unclipped_relative']:.3f}" if known else "–",
-        f"{unpruned['unclipped_relative']:.3f}" if known else "–",
+        UNKNOWN if row["decision_ms"] is None else f"{row['decision_ms']:.2f}",
+        UNKNOWN if step is None else f"{step['median']:.0f} ± {step['spread'] / 2:.0f}",
+        UNKNOWN if factors is None else f"{factors['total']:.2f} ×",
+        "" if factors is None else f"= {factors['encoders']:.2f} × {factors['reuse']:.2f} × {factors['pruning']:.2f}",
     ]
 
 
-def _caption(data: dict[str, Any]) -> str:
+def _action_cells(row: dict[str, Any]) -> list[str]:
+    own, unpruned = row["deviation"], row["deviation_unpruned"]
+    if own["translation_mm"] is None:
+        return [UNKNOWN] * 6
+    return [
+        f"{own['translation_mm']:.1f}",
+        f"{own['rotation_deg']:.1f}",
+        f"{own['gripper_flips']}",
+        f"{own['unclipped_relative']:.4f}",
+        f"{unpruned['unclipped_relative']:.4f}",
+        f"{100 * own['clipped_share']:.0f}",
+    ]
+
+
+def _notes(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "Rates: of the tokens of pruned passes. Effective: of all visual token-passes, unpruned ones included."
+        "Open-loop: replayed actions are compared with recorded ones, not executed; success is another question.",
+        "kept, pruned: tokens of pruned passes; eff.: of all visual token-passes, unpruned ones included.",
+        "step: median over interleaved rounds ± half their range; speedup = encoder caching × prefix reuse × pruning.",
+        "unclipped: ‖a − b‖ / ‖b‖ of the sampler's outputs; unpruned: the same reuse without pruning.",
     ]
-    if any(row["encode_matches"] is False for row in data["configurations"]):
-        lines.append(
-            "Recomputed encoder outputs differ from the recorded ones: another observation, or another environment."
-        )
-    exact = [row["name"] for row in data["configurations"] if row["matches_recording"]]
+    if any(row["encode_matches"] is False for row in rows):
+        lines.append("Recomputed encoder outputs differ from the recorded ones: another observation or environment.")
+    exact = [row["name"] for row in rows if row["matches_recording"]]
     if exact:
         lines.append(f"Bitwise equal to the recorded actions: {', '.join(exact)}.")
     return "\n".join(lines)
