@@ -5,9 +5,27 @@ Writing is append-only and journalled: a killed process loses at most the step i
 """
 
 from tracekit.store.copying import copy_trace
+from tracekit.store.dropping import Pruned, prune_store
 from tracekit.store.episode_writer import EpisodeWriter
 from tracekit.store.reader import Episode, Trace
+from tracekit.store.repairing import Repair, repair
 from tracekit.store.schema import ArraySpec, EpisodeInfo
+from tracekit.store.verifying import Problem, Report, verify
 from tracekit.store.writer import TraceWriter
 
-__all__ = ["ArraySpec", "Episode", "EpisodeInfo", "EpisodeWriter", "Trace", "TraceWriter", "copy_trace"]
+__all__ = [
+    "ArraySpec",
+    "Episode",
+    "EpisodeInfo",
+    "EpisodeWriter",
+    "Problem",
+    "Pruned",
+    "Repair",
+    "Report",
+    "Trace",
+    "TraceWriter",
+    "copy_trace",
+    "prune_store",
+    "repair",
+    "verify",
+]

@@ -7,7 +7,7 @@ writer catches up on a move that a crash prevented.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,22 @@ from tracekit.store.schema import ArraySpec, EpisodeInfo
 from tracekit.store.sealed import crc32c
 from tracekit.store.tables import stored_arrays, tables_of
 
-__all__ = ["Shard", "commit", "commit_manifest", "episode_record", "finish_moves", "set_aside"]
+__all__ = [
+    "Shard",
+    "commit",
+    "commit_manifest",
+    "episode_record",
+    "finish_moves",
+    "move_into_place",
+    "set_aside",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A finished shard file: steps (or samples), bytes, CRC32C of the whole file. No bytes: there is no file."""
+    """A finished shard: bytes of each chunk (0: absent), bytes and CRC32C of the file (0 if no chunk needs one)."""
 
-    rows: int
+    sizes: Sequence[int]
     nbytes: int = 0
     crc: int = 0
 
@@ -49,31 +57,32 @@ def commit(
     """
     folder = running_folder(root) / info.id
     specs = stored_arrays(schema)
-    tables = tables_of(schema)
-    in_tables = {key for keys in tables.values() for key in keys}
-    kept = {key: spec for key, spec in schema.items() if key in shards or key in in_tables}
-    manifest = Manifest(info, kept, {name: shard.rows for name, shard in shards.items()}, {})
-    entries = {f"{name}/{shard_name(specs[name])}": (s.nbytes, s.crc) for name, s in shards.items() if s.nbytes}
+    in_tables = {key for keys in tables_of(schema).values() for key in keys}
+    manifest = Manifest(
+        info,
+        {key: spec for key, spec in schema.items() if key in shards or key in in_tables},
+        rows={name: len(shard.sizes) for name, shard in shards.items()},
+        chunks={n: s.sizes for n, s in shards.items() if s.nbytes and (specs[n].optional or specs[n].codec)},
+        files={f"{name}/{shard_name(specs[name])}": (s.nbytes, s.crc) for name, s in shards.items() if s.nbytes},
+    )
     contents = manifest.documents()
     parents = sorted({parent for path in contents for parent in Path(path).parents})
-    for parent in parents:
+    for parent in parents:  # `.` comes first, every folder before what is in it
         files.make_folder(folder / parent)
     for path, data in contents.items():
         _write(folder / path, data)
-        entries[path] = (len(data), crc32c(data))
     for parent in parents:
         files.sync_folder(folder / parent)
-    size = sum(nbytes for nbytes, _ in entries.values())
-    commit_manifest(root, commits, replace(manifest, info=replace(info, nbytes=size), files=entries))
-    _move(root, info.id)
+    entries = {**manifest.files, **{path: (len(data), crc32c(data)) for path, data in contents.items()}}
+    sized = replace(info, nbytes=sum(nbytes for nbytes, _ in entries.values()))
+    commit_manifest(root, commits, replace(manifest, info=sized, files=entries))
+    move_into_place(root, info.id)
 
 
 def commit_manifest(root: Path, commits: Commits, manifest: Manifest) -> None:
     """Make `manifest` the current one of its episode. The files it lists must be on the disk. Raises OSError."""
-    number = 0
-    while (path := manifest_file(root, f"{manifest.info.id}@{number}.json")).exists():
-        number += 1
-    data = manifest.seal()
+    path = manifest_file(root, f"{manifest.info.id}@{commits.next_seq}.json")
+    data = replace(manifest, seq=commits.next_seq).seal()
     files.replace(path, data)
     commits.append(episode_record(manifest, path.name, data))
 
@@ -88,7 +97,7 @@ def finish_moves(root: Path, journal: Journal) -> None:
     """Move committed episodes that a crash left in the running folder. Raises OSError."""
     for episode in journal.episodes():
         if (running_folder(root) / episode / "zarr.json").is_file():
-            _move(root, episode)
+            move_into_place(root, episode)
         files.remove_file(steps_log(root, episode))
 
 
@@ -106,7 +115,8 @@ def set_aside(root: Path, path: Path, name: str) -> Path:
     return target
 
 
-def _move(root: Path, episode: str) -> None:
+def move_into_place(root: Path, episode: str) -> None:
+    """Move a committed episode to `episodes/`; what it replaces there is set aside. Raises OSError."""
     target = episodes_folder(root) / episode
     if target.exists():
         set_aside(root, target, episode)

@@ -236,9 +236,9 @@ class EpisodeWriter:
         for name, spec in self._stored.items():
             shard = self._shards.get(name)
             if shard is not None:
-                found[name] = Shard(self._rows[name], shard.size, shard.crc)
+                found[name] = Shard(shard.sizes, shard.nbytes, shard.crc)
             elif not spec.optional or name in self._given:  # an array of no bytes needs no shard
-                found[name] = Shard(self._rows[name])
+                found[name] = Shard([0] * self._rows[name])
         return found
 
     def _check_open(self) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from tracekit.errors import TraceError
 from tracekit.store.journal import Journal, read_journal
-from tracekit.store.places import commits_file, episodes_folder
+from tracekit.store.places import commits_file, episodes_folder, manifests_folder
 
-__all__ = ["TRACE_FORMAT", "VERSION", "check_identity", "open_journal"]
+__all__ = ["TRACE_FORMAT", "VERSION", "check_identity", "check_readable", "open_journal", "root_attributes"]
 
 TRACE_FORMAT = "tracekit.trace"
 VERSION = "1.0"
@@ -27,22 +27,40 @@ def check_identity(root: Path, expected: str, *, writing: bool = False) -> dict[
 
     Raises TraceError, saying what is there instead, if it is not.
     """
-    head = read_journal(root).head if commits_file(root).is_file() else None
-    about = head or _root_attributes(root)
-    major = str(about.get("version", VERSION)).partition(".")[0]
-    if about.get("format") == expected and major != _OWN:
-        raise TraceError(f"{root} has format version {about['version']}, this tracekit reads {_OWN}.x; update it")
-    if not commits_file(root).is_file():
-        raise TraceError(f"{root} is not a trace: {_what_is(root)}; give the path of a recorded trace")
+    check_readable(root, writing=writing)
+    head = _head(root)
     if head is None:
         raise TraceError(f"{root}: the first line of the journal is damaged; run `tracekit repair` on the trace")
     if head["format"] != expected:
         raise TraceError(f"{root} is a {head['format']} store, not a {expected} one; give the path of the other")
-    if writing and int(head["version"].partition(".")[2]) > int(VERSION.partition(".")[2]):
-        raise TraceError(
-            f"{root} has format version {head['version']}, this tracekit writes {VERSION}; update it to append"
-        )
     return head
+
+
+def check_readable(root: Path, *, writing: bool = False) -> None:
+    """Refuse (TraceError) a path that is no store of any format, however damaged, or one of another major version.
+
+    For `writing`, one of a newer minor version too.
+    """
+    about = _head(root) or root_attributes(root)
+    ours = str(about.get("format", "")).startswith("tracekit.")
+    version = str(about.get("version", VERSION))
+    major, _, minor = version.partition(".")
+    if ours and major != _OWN:
+        raise TraceError(f"{root} has format version {version}, this tracekit reads {_OWN}.x; update it")
+    if writing and ours and minor.isdecimal() and int(minor) > int(VERSION.partition(".")[2]):
+        raise TraceError(f"{root} has format version {version}, this tracekit writes {VERSION}; update it to go on")
+    if not (
+        commits_file(root).is_file() or manifests_folder(root).is_dir() or (ours and episodes_folder(root).is_dir())
+    ):
+        raise TraceError(f"{root} is not a trace: {_what_is(root)}; give the path of a recorded trace")
+
+
+def root_attributes(root: Path) -> dict[str, Any]:
+    """The root group's attributes as any zarr reader would see them, empty if they cannot be read."""
+    try:
+        return dict(json.loads((root / "zarr.json").read_bytes())["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def open_journal(root: Path, expected: str) -> Journal:
@@ -71,16 +89,12 @@ def _what_is(path: Path) -> str:
     if not names:
         return "it is an empty folder"
     if "zarr.json" in names:
-        found = _root_attributes(path).get("format")
+        found = root_attributes(path).get("format")
         return f"it is a zarr store without a trace's journal{f' (format {found})' if found else ''}"
     if {".zgroup", ".zarray"} & set(names):
         return "it is a zarr version 2 store"
     return f"it is a folder with {', '.join(names[:3])}{' and more' * (len(names) > 3)}"
 
 
-def _root_attributes(root: Path) -> dict[str, Any]:
-    """The root group's attributes as any zarr reader would see them, empty if there are none."""
-    try:
-        return dict(json.loads((root / "zarr.json").read_bytes())["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def _head(root: Path) -> dict[str, Any] | None:
+    return read_journal(root).head if commits_file(root).is_file() else None

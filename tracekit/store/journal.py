@@ -23,7 +23,11 @@ __all__ = ["Commits", "Journal", "read_journal"]
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The journal as read. `bad_lines`: 1-based numbers of damaged lines. `torn`: bytes after the last line end."""
+    """The journal as read.
+
+    `bad_lines`: 1-based numbers of damaged lines, or of the first after a lost one. `size`: bytes of all lines.
+    `torn`: bytes after the last line end.
+    """
 
     records: tuple[dict[str, Any], ...]
     bad_lines: tuple[int, ...]
@@ -50,14 +54,12 @@ def read_journal(root: Path) -> Journal:
     """The journal of the store at `root`; raises FileNotFoundError if there is none."""
     data = commits_file(root).read_bytes()
     *lines, rest = data.split(b"\n")
-    records, bad = [], []
-    for number, line in enumerate(lines):
-        record = unseal(line + b"\n")
-        if record is None or record["seq"] != number:
-            bad.append(number + 1)
-        else:
-            records.append(record)
-    return Journal(tuple(records), tuple(bad), len(data) - len(rest), len(rest))
+    found = [unseal(line + b"\n") for line in lines]
+    records = tuple(record for record in found if record is not None)
+    bad = [number for number, record in enumerate(found, 1) if record is None]
+    if not bad:
+        bad = [number for number, record in enumerate(records, 1) if record["seq"] != number - 1][:1]
+    return Journal(records, tuple(bad), len(data) - len(rest), len(rest))
 
 
 class Commits:
@@ -68,8 +70,9 @@ class Commits:
         self._descriptor = files.append_to(commits_file(root))
         self._size = journal.size
         self._torn = journal.torn > 0
-        self.next_seq = len(journal.records)
+        self.next_seq = journal.records[-1]["seq"] + 1
         self.episodes = set(journal.episodes())
+        self._cut()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line; it is on the disk when this returns. On OSError nothing was committed."""
@@ -88,6 +91,8 @@ class Commits:
         self.next_seq += 1
         if record["kind"] == "episode":
             self.episodes.add(record["info"]["id"])
+        elif record["kind"] == "removed":
+            self.episodes.discard(record["id"])
 
     def close(self) -> None:
         """Release the file."""

@@ -2,12 +2,13 @@
 
 One sealed line in `journal/manifests/`, itself sealed by the journal line that commits the episode. Readers take
 arrays and shapes from it; the `zarr.json` files say the same to other zarr readers and can be made anew from it.
-The episode's own group attributes repeat all but the files, so that either of the two can be rebuilt from the other.
+The episode's group attributes repeat all that the files do not say themselves, so that either can be rebuilt from
+the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from typing import Any, Self
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
 from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
 from tracekit.store.sealed import seal
+from tracekit.store.shards import CRC_BYTES
 from tracekit.store.tables import stored_arrays, tables_of
 
 __all__ = ["Manifest"]
@@ -24,14 +26,18 @@ __all__ = ["Manifest"]
 class Manifest:
     """`schema`: key -> array, of the keys that are there. `rows`: zarr path -> steps (or samples).
 
-    `files`: path in the episode's folder -> (bytes, CRC32C). `dropped`: keys that `prune_store` took away.
+    `chunks`: zarr path -> bytes of every chunk, 0 for an absent one, where they are not all the same. `files`: path in
+    the episode's folder -> (bytes, CRC32C). `dropped`: keys that `prune_store` took away. `seq`: number of the journal
+    line that commits it.
     """
 
     info: EpisodeInfo
     schema: Mapping[str, ArraySpec]
     rows: Mapping[str, int]
+    chunks: Mapping[str, Sequence[int]]
     files: Mapping[str, tuple[int, int]]
     dropped: tuple[str, ...] = ()
+    seq: int = 0
 
     def places(self) -> dict[str, tuple[str, int | None]]:
         """Key -> (zarr path, column of a table or None)."""
@@ -41,6 +47,11 @@ class Manifest:
     def arrays(self) -> dict[str, ArraySpec]:
         """Zarr path -> specification of every stored array."""
         return stored_arrays(self.schema)
+
+    def sizes(self, name: str) -> Sequence[int]:
+        """Bytes of every chunk of the array at zarr path `name`, 0 for an absent one."""
+        row = self.arrays()[name].row_nbytes
+        return self.chunks.get(name, [row + CRC_BYTES if row else 0] * self.rows[name])
 
     def documents(self) -> dict[str, bytes]:
         """Path in the episode's folder -> contents of every `zarr.json`."""
@@ -56,17 +67,21 @@ class Manifest:
 
     def seal(self) -> bytes:
         """The manifest as its file holds it."""
-        return seal({"info": self.info.to_json(), **self._contents(), "files": dict(self.files)})
+        chunks = {name: list(sizes) for name, sizes in self.chunks.items()}
+        own = {"info": self.info.to_json(), "chunks": chunks, "files": dict(self.files), "seq": self.seq}
+        return seal({**own, **self._contents()})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `seal`, after unsealing; also takes the attributes of an episode's group, which list no files."""
+        """Inverse of `seal`, after unsealing; also takes the attributes of an episode's group, which say less."""
         return cls(
             EpisodeInfo.from_json(data.get("info", data)),
             {key: ArraySpec.from_json(spec) for key, spec in data["arrays"]},
             data["rows"],
+            data.get("chunks", {}),
             {path: (size, crc) for path, (size, crc) in data.get("files", {}).items()},
             tuple(data["dropped"]),
+            data.get("seq", 0),
         )
 
     def _contents(self) -> dict[str, Any]:

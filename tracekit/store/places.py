@@ -20,6 +20,7 @@ __all__ = [
     "episodes_folder",
     "lock_file",
     "manifest_file",
+    "manifests_folder",
     "running_folder",
     "set_aside_folder",
     "steps_log",
@@ -37,8 +38,13 @@ def lock_file(root: Path) -> Path:
 
 
 def manifest_file(root: Path, name: str) -> Path:
-    """The manifest `<id>@<n>.json`; n counts up when an episode is replaced."""
-    return root / "journal" / "manifests" / name
+    """The manifest `<id>@<n>.json`, n being the journal line that commits it."""
+    return manifests_folder(root) / name
+
+
+def manifests_folder(root: Path) -> Path:
+    """Where the manifests are."""
+    return root / "journal" / "manifests"
 
 
 def episodes_folder(root: Path) -> Path:

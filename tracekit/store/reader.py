@@ -22,7 +22,7 @@ from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
 from tracekit.store.sealed import crc32c, unseal
 from tracekit.store.shards import ShardReader
 
-__all__ = ["Episode", "Trace"]
+__all__ = ["Episode", "Trace", "folder_of"]
 
 _MOVE_TRIES = 100
 
@@ -88,7 +88,7 @@ class Episode:
         self._manifest = Manifest.from_json(manifest)
         self._places = self._manifest.places()
         self._arrays = self._manifest.arrays()
-        self._folder = _folder_of(root, self.info.id)
+        self._folder = folder_of(root, self.info.id)
         self._shards: dict[str, ShardReader] = {}
         self._tables: dict[str, npt.NDArray[Any]] = {}
 
@@ -172,11 +172,12 @@ class Episode:
     def _shard(self, name: str) -> ShardReader:
         if name not in self._shards:
             spec = self._arrays[name]
-            self._shards[name] = ShardReader(self._folder / name / shard_name(spec), spec, self._manifest.rows[name])
+            path = self._folder / name / shard_name(spec)
+            self._shards[name] = ShardReader(path, spec, self._manifest.sizes(name))
         return self._shards[name]
 
 
-def _folder_of(root: Path, episode: str) -> Path:
+def folder_of(root: Path, episode: str) -> Path:
     """The episode's folder: the final one, or, if a crash came between commit and move, the running one."""
     final = episodes_folder(root) / episode
     for _ in range(_MOVE_TRIES):

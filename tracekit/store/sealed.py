@@ -21,9 +21,9 @@ _HEAD = b'{"crc32c":"'
 _BODY = len(_HEAD) + 8 + 2
 
 
-def crc32c(data: bytes) -> int:
-    """CRC32C of `data`."""
-    value: int = google_crc32c.value(data)
+def crc32c(data: bytes, before: int = 0) -> int:
+    """CRC32C of `data`, or of what has the CRC32C `before` with `data` behind it."""
+    value: int = google_crc32c.extend(before, data)
     return value
 
 

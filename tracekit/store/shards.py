@@ -7,6 +7,7 @@ bytes) as two uint64 per step, all ones for a step without a chunk, and ends in 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,22 @@ from tracekit.errors import TraceError
 from tracekit.store import files
 from tracekit.store.schema import CODECS, ArraySpec
 
-__all__ = ["ABSENT", "CRC_BYTES", "ShardReader", "ShardWriter", "index_bytes"]
+__all__ = [
+    "CRC_BYTES",
+    "ShardReader",
+    "ShardWriter",
+    "chunk_index",
+    "cut_shard",
+    "index_bytes",
+    "leading_good",
+    "read_sizes",
+]
 
 ABSENT = np.uint64(2**64 - 1)
 CRC_BYTES = 4
 _ROWS_PER_CALL = 500
 _BYTES_PER_CALL = 2**28
+_COPY_BYTES = 2**23
 
 
 class ShardWriter:
@@ -34,15 +45,15 @@ class ShardWriter:
         """Create the file; it must not exist."""
         self.path = path
         self.crc = 0
-        self.size = 0
-        self.index: list[tuple[int, int]] = []
+        self.nbytes = 0
+        self.sizes: list[int] = []
         self._compress = None if spec.codec is None else Zstd(CODECS[spec.codec]).encode
         self._descriptor = files.create(path)
         self._dirty = True
 
     def skip(self, rows: int = 1) -> None:
         """Leave `rows` steps without a chunk."""
-        self.index += [(int(ABSENT), int(ABSENT))] * rows
+        self.sizes += [0] * rows
 
     def append(self, row: npt.NDArray[Any]) -> int:
         """Write one row (C order, little-endian); returns the bytes its chunk takes."""
@@ -50,12 +61,9 @@ class ShardWriter:
         if self._compress is not None:
             data = self._compress(data)
         seal = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
-        files.write(self._descriptor, [data, seal])
-        self.crc = google_crc32c.extend(google_crc32c.extend(self.crc, data), seal)
-        self.index.append((self.size, len(data) + CRC_BYTES))
-        self.size += len(data) + CRC_BYTES
-        self._dirty = True
-        return len(data) + CRC_BYTES
+        self._write(data, seal)
+        self.sizes.append(len(data) + CRC_BYTES)
+        return self.sizes[-1]
 
     def sync(self) -> None:
         """Return when all rows so far are on the disk."""
@@ -65,11 +73,7 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Write the index, sync and close."""
-        index = index_bytes(self.index)
-        files.write(self._descriptor, [index])
-        self.crc = google_crc32c.extend(self.crc, index)
-        self.size += len(index)
-        self._dirty = True
+        self._write(index_bytes(self.sizes))
         self.sync()
         self.close()
 
@@ -79,55 +83,69 @@ class ShardWriter:
             files.close(self._descriptor)
             self._descriptor = -1
 
+    def _write(self, *parts: Any) -> None:
+        self._dirty = True
+        files.write(self._descriptor, parts)
+        for part in parts:
+            self.crc = google_crc32c.extend(self.crc, part)
+            self.nbytes += len(part)
 
-def index_bytes(index: list[tuple[int, int]]) -> bytes:
-    """The index of a shard whose chunks have these (offset, bytes), sealed."""
-    data = np.array(index, "<u8").tobytes()
+
+def chunk_index(sizes: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """(steps, 2) offset and bytes of the chunks that take `sizes` bytes one after the other, 0 where there is none."""
+    spans = np.array(sizes, np.uint64)
+    index = np.stack([np.cumsum(spans) - spans, spans], axis=1)
+    index[spans == 0] = ABSENT
+    return index
+
+
+def index_bytes(sizes: Sequence[int]) -> bytes:
+    """The index that closes a shard of chunks of `sizes`, with its CRC32C."""
+    data = chunk_index(sizes).astype("<u8", copy=False).tobytes()
     return data + int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
 
 
+def read_sizes(path: Path, rows: int) -> list[int] | None:
+    """The chunk sizes that the index of the shard `path` of `rows` steps says, None if it is damaged."""
+    length = 16 * rows + CRC_BYTES
+    data = path.read_bytes()[-length:]
+    if len(data) != length or google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+        return None
+    return [0 if size == ABSENT else int(size) for size in np.frombuffer(data[:-CRC_BYTES], "<u8")[1::2]]
+
+
 class ShardReader:
-    """Reads rows of the closed shard `path` of `rows` steps; every chunk is checked before it is returned.
+    """Reads rows of the shard `path`, whose chunks have `sizes`; every chunk is checked before it is returned.
 
     Raises TraceError, naming the file and the step, for a file that is missing, cut short or altered.
     """
 
-    def __init__(self, path: Path, spec: ArraySpec, rows: int) -> None:
-        """Read and check the index."""
+    def __init__(self, path: Path, spec: ArraySpec, sizes: Sequence[int]) -> None:
+        """Open nothing yet."""
         self._path = path
-        self._spec = spec
         self._raw = spec.codec is None
-        length = 16 * rows + CRC_BYTES
-        try:
-            with path.open("rb") as file:
-                self._end = file.seek(0, os.SEEK_END) - length
-                file.seek(max(0, self._end))
-                data = file.read(length)
-        except OSError as error:
-            raise self._damaged(f"cannot be read ({error.strerror})") from error
-        if self._end < 0 or google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
-            raise self._damaged("has a damaged index")
-        self.index: npt.NDArray[np.uint64] = np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(rows, 2)
+        self._index = chunk_index(sizes).astype(np.int64)
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """(steps,) whether the step has a chunk."""
-        return np.asarray(self.index[:, 0] != ABSENT)
+        return np.asarray(self._index[:, 0] >= 0)
 
     def read(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
         """Fill `out[i]` ((n, …) of the stored dtype, C order) with row `rows[i]`; every row must be present."""
         flat = out.reshape(len(rows), -1).view(np.uint8)
-        spans = self.index[rows].astype(np.int64)
-        if len(rows) and (int(spans.sum(1).max()) > self._end or int(spans[:, 1].min()) < CRC_BYTES):
-            raise self._damaged("has an index that points outside of it")
-        with self._path.open("rb", buffering=0) as file:
-            if self._raw:
-                self._read_raw(file.fileno(), rows, spans, flat)
-            else:
-                for i, row in enumerate(rows):
-                    chunk = os.pread(file.fileno(), int(spans[i, 1]), int(spans[i, 0]))
-                    self._check(chunk[:-CRC_BYTES], chunk[-CRC_BYTES:], int(row))
-                    flat[i] = self._expand(chunk[:-CRC_BYTES], flat.shape[1], int(row))
+        spans = self._index[rows]
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                if self._raw:
+                    self._read_raw(file.fileno(), rows, spans, flat)
+                else:
+                    for i, row in enumerate(rows):
+                        chunk = os.pread(file.fileno(), int(spans[i, 1]), int(spans[i, 0]))
+                        self._check(chunk[:-CRC_BYTES], chunk[-CRC_BYTES:], int(row))
+                        flat[i] = self._expand(chunk[:-CRC_BYTES], flat.shape[1], int(row))
+        except OSError as error:
+            raise self._damaged(f"cannot be read ({error.strerror})") from error
 
     def _read_raw(
         self,
@@ -138,8 +156,6 @@ class ShardReader:
     ) -> None:
         """Rows straight into place, many per call where they follow each other on the disk."""
         stride = flat.shape[1] + CRC_BYTES
-        if len(rows) and bool((spans[:, 1] != stride).any()):
-            raise self._damaged("has chunks of an unexpected length")
         seals = np.empty((len(rows), CRC_BYTES), np.uint8)
         limit = max(1, min(_ROWS_PER_CALL, _BYTES_PER_CALL // stride))
         breaks = np.flatnonzero(np.diff(spans[:, 0]) != stride) + 1
@@ -167,3 +183,42 @@ class ShardReader:
 
     def _damaged(self, what: str) -> TraceError:
         return TraceError(f"{self._path} {what}; run `tracekit verify` and `tracekit repair` on the trace")
+
+
+def leading_good(path: Path, sizes: Sequence[int]) -> int:
+    """Number of leading chunks of `sizes` in the file `path` that match their CRC32C; an absent one counts as good."""
+    if not path.is_file():
+        return next((row for row, size in enumerate(sizes) if size), len(sizes))
+    with path.open("rb") as file:
+        for row, size in enumerate(sizes):
+            chunk = file.read(size)
+            seal = int.from_bytes(chunk[-CRC_BYTES:], "little")
+            if size and (len(chunk) != size or google_crc32c.value(chunk[:-CRC_BYTES]) != seal):
+                return row
+    return len(sizes)
+
+
+def cut_shard(source: Path, target: Path, sizes: Sequence[int]) -> tuple[int, int]:
+    """Make `target` the shard of the leading chunks of `source`, which have `sizes`; both may be the same file.
+
+    Returns (bytes, CRC32C) of the new file, which is on the disk. Raises OSError.
+    """
+    end = sum(sizes)
+    crc = 0
+    in_place = source == target
+    descriptor = files.append_to(target) if in_place else files.create(target)
+    try:
+        if in_place:
+            files.truncate(descriptor, end)
+        with source.open("rb") as file:
+            for start in range(0, end, _COPY_BYTES):
+                block = file.read(min(_COPY_BYTES, end - start))
+                crc = google_crc32c.extend(crc, block)
+                if not in_place:
+                    files.write(descriptor, [block])
+        index = index_bytes(sizes)
+        files.write(descriptor, [index])
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    return end + len(index), google_crc32c.extend(crc, index)

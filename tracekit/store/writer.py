@@ -20,7 +20,7 @@ from tracekit.store.places import commits_file, episodes_folder, lock_file, runn
 from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_schema
 from tracekit.store.sealed import crc32c, seal
 
-__all__ = ["TraceWriter", "root_files"]
+__all__ = ["TraceWriter", "head_record", "root_files"]
 
 
 class TraceWriter:
@@ -47,13 +47,7 @@ class TraceWriter:
         if clash:
             raise TraceError(f"root attributes may not be called {', '.join(sorted(clash))}; rename them")
         contents = root_files(attributes, format)
-        head = {
-            "kind": "trace",
-            "format": format,
-            "version": VERSION,
-            "attributes": attributes,
-            "files": {name: [len(data), crc32c(data)] for name, data in contents.items()},
-        }
+        head = head_record(attributes, format)
         new = root.with_name(f".{root.name}.{os.getpid()}.new")
         try:
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +136,18 @@ class TraceWriter:
         self.close()
 
 
-def root_files(attributes: Mapping[str, Any], name: str) -> dict[str, bytes]:
+def head_record(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The first line of the journal of a store of format `name`: what it is, and its root files' sizes and CRCs."""
+    listed = {path: [len(data), crc32c(data)] for path, data in root_files(attributes, name).items()}
+    return {"kind": "trace", "format": name, "version": VERSION, "attributes": attributes, "files": listed}
+
+
+def root_files(attributes: Mapping[str, Any], name: str, version: str = VERSION) -> dict[str, bytes]:
     """Path -> contents of the metadata that a store has before its first episode."""
     about = "Commit journal, manifests and running episodes of the trace store; not an array to read."
     journal = ArrayDocument(ArraySpec("uint8", attributes={"description": about}), 0)
     return {
-        "zarr.json": group_document({**attributes, "format": name, "version": VERSION}),
+        "zarr.json": group_document({**attributes, "format": name, "version": version}),
         "episodes/zarr.json": group_document({}),
         "journal/zarr.json": array_document(journal),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from tracekit.store import ArraySpec, EpisodeInfo, Trace, TraceWriter
@@ -72,3 +74,19 @@ def check_episode(trace: Trace, name: str, steps: int, seed: int) -> None:
     assert episode.keys() == tuple(sorted(SCHEMA.keys() - absent))
     for key in episode:
         np.testing.assert_array_equal(episode.read(key), expected(key, steps, seed), strict=steps > 0)
+
+
+def check_prefix(trace: Trace, name: str, steps: int, seed: int, samples: int) -> None:
+    """The first `steps` steps and `samples` samples of an episode made by `record`, and nothing more."""
+    episode = trace.episode(name)
+    assert episode.info.steps == steps
+    optional = {key for key, spec in SCHEMA.items() if spec.optional}
+    assert set(episode.keys()) == SCHEMA.keys() - (optional if steps < 2 else {"never"})
+    for key in episode:
+        whole = expected(key, samples if key.startswith("streams/") else steps, seed)
+        np.testing.assert_array_equal(episode.read(key), whole[:samples] if key.startswith("streams/") else whole)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a folder but the lock, by its path."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"}

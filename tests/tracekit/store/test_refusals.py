@@ -13,15 +13,11 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.tracekit.store.support import SCHEMA, check_episode, record, samples_of, step_of
+from tests.tracekit.store.support import SCHEMA, check_episode, contents, record, samples_of, step_of
 from tracekit.errors import TraceError, TracekitError
 from tracekit.store import ArraySpec, EpisodeInfo, EpisodeWriter, Trace, TraceWriter
 from tracekit.store.sealed import seal, unseal
 from tracekit.store.shards import ShardWriter
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"}
 
 
 def rewrite_head(path: Path, **changes: object) -> None:
@@ -59,7 +55,7 @@ def test_a_newer_minor_version_is_readable_but_not_continued(make_trace):
     journal = path / "journal/commits.jsonl"
     journal.write_bytes(journal.read_bytes() + seal({"kind": "a kind of a later version", "seq": 2}))
     check_episode(Trace.open(path), "ep-0", 3, 0)
-    with pytest.raises(TraceError, match=r"format version 1\.9, this tracekit writes 1\.0; update it to append"):
+    with pytest.raises(TraceError, match=r"format version 1\.9, this tracekit writes 1\.0; update it to go on"):
         TraceWriter.append(path, {})
 
 

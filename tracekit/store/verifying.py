@@ -1,0 +1,160 @@
+"""Is every byte of a store as it was written?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tracekit.errors import TraceError
+from tracekit.store import lock
+from tracekit.store.identity import check_readable
+from tracekit.store.journal import Journal, read_journal
+from tracekit.store.manifest import Manifest
+from tracekit.store.places import commits_file, episodes_folder, manifest_file, running_folder, set_aside_folder
+from tracekit.store.reader import folder_of
+from tracekit.store.sealed import crc32c, unseal
+
+__all__ = ["Problem", "Report", "damaged_files", "file_crc", "load_manifest", "verify"]
+
+_BLOCK_BYTES = 2**23
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it was written: the file (relative to the store), what is wrong, the episode if any."""
+
+    path: str
+    what: str
+    episode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found. `files` and `nbytes`: checked byte by byte. `notes`: harmless, but worth knowing."""
+
+    path: str
+    episodes: int
+    files: int
+    nbytes: int
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, `clean` included."""
+        return {**asdict(self), "clean": self.clean}
+
+
+def verify(path: str | Path) -> Report:
+    """Check every file of the store at `path` against the size and CRC32C under which it was committed.
+
+    Any flipped bit, cut or missing file, in data or metadata, is a problem; so is an episode that was cut off (unless
+    a writer is at work on it now). Raises TraceError if `path` is no store, or of a version that this one cannot read.
+    """
+    root = Path(path)
+    check_readable(root)
+    try:
+        return _verify(root)
+    except OSError as error:
+        raise TraceError(f"{root}: cannot be read: {error.strerror}; check the disk and its rights") from error
+
+
+def _verify(root: Path) -> Report:
+    writing = lock.is_held(root)
+    folders = {entry.name for entry in episodes_folder(root).glob("*/")} if episodes_folder(root).is_dir() else set()
+    journal = read_journal(root) if commits_file(root).is_file() else Journal((), (1,), 0, 0)
+    problems = [*_journal_problems(journal, writing), *_root_problems(root, journal)]
+    notes = []
+    count, nbytes = 1, journal.size
+    records = journal.episodes()
+    for episode, record in records.items():
+        manifest = load_manifest(root, record)
+        if manifest is None:
+            name = record["manifest"]["name"]
+            problems.append(Problem(f"journal/manifests/{name}", "is damaged or missing", episode))
+            continue
+        folder = folder_of(root, episode)
+        problems += damaged_files(root, folder, manifest.files, episode)
+        notes += _surplus(root, folder, manifest)
+        count += 1 + len(manifest.files)
+        nbytes += record["manifest"]["size"] + sum(size for size, _ in manifest.files.values())
+    unknown = sorted(folders - records.keys())
+    problems += [Problem(f"episodes/{episode}", "is not in the journal", episode) for episode in unknown]
+    running = sorted(entry.name for entry in running_folder(root).glob("*/") if entry.name not in records)
+    logs = sorted(entry.stem for entry in running_folder(root).glob("*.jsonl") if entry.stem not in records)
+    for episode in sorted({*running, *logs}):
+        if writing:
+            notes.append(f"episode {episode!r} is being written")
+        else:
+            problems.append(Problem(f"journal/running/{episode}", "was cut off before it was finished", episode))
+    aside = len(list(set_aside_folder(root).glob("*")))
+    if aside:
+        notes.append(f"{aside} damaged items lie in journal/set_aside, unchecked")
+    return Report(str(root), len(records), count, nbytes, tuple(problems), tuple(notes))
+
+
+def load_manifest(root: Path, record: Mapping[str, Any]) -> Manifest | None:
+    """The manifest that a journal line names, or None if it is not exactly what was committed."""
+    about = record["manifest"]
+    path = manifest_file(root, about["name"])
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    found = unseal(data)
+    if found is None or (len(data), file_crc(path)) != (about["size"], about["crc32c"]):
+        return None
+    return Manifest.from_json(found)
+
+
+def damaged_files(
+    root: Path, folder: Path, listed: Mapping[str, tuple[int, int]], episode: str | None
+) -> Iterator[Problem]:
+    """Every file of `listed` (path in `folder` -> bytes, CRC32C) that is not as listed."""
+    for name, (size, crc) in listed.items():
+        path = folder / name
+        shown = str(path.relative_to(root))
+        if not path.is_file():
+            yield Problem(shown, "is missing", episode)
+        elif path.stat().st_size != size:
+            yield Problem(shown, f"has {path.stat().st_size} bytes instead of {size}", episode)
+        elif file_crc(path) != crc:
+            yield Problem(shown, "has other contents than were written", episode)
+
+
+def file_crc(path: Path, end: int | None = None) -> int:
+    """CRC32C of a whole file, or of its first `end` bytes."""
+    crc, left = 0, path.stat().st_size if end is None else end
+    with path.open("rb") as file:
+        while block := file.read(min(_BLOCK_BYTES, left)):
+            crc = crc32c(block, crc)
+            left -= len(block)
+    return crc
+
+
+def _journal_problems(journal: Journal, writing: bool) -> Iterator[Problem]:
+    for line in journal.bad_lines:
+        yield Problem("journal/commits.jsonl", f"is damaged or missing in line {line}")
+    if journal.head is None and not journal.bad_lines:
+        yield Problem("journal/commits.jsonl", "is empty")
+    if journal.torn and not writing:
+        yield Problem("journal/commits.jsonl", f"ends in {journal.torn} bytes of an unfinished line")
+
+
+def _root_problems(root: Path, journal: Journal) -> Iterator[Problem]:
+    if journal.head is not None:
+        listed = {name: (size, crc) for name, (size, crc) in journal.head["files"].items()}
+        yield from damaged_files(root, root, listed, None)
+
+
+def _surplus(root: Path, folder: Path, manifest: Manifest) -> list[str]:
+    if not folder.is_dir():
+        return []
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    surplus = sorted(found - manifest.files.keys())
+    return [f"{(folder / name).relative_to(root)} is no part of the episode" for name in surplus]
