@@ -42,6 +42,7 @@ def _decide(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
     for index in range(len(episode)):
         scores = episode.scores(index, config.pruner.reduction) if config.method.reads == "scores" else None
         key = DecisionKey(seed, episode.info.uid, index + 1)
-        decision, memory = config.method.decide(scores, memory, config.pruner, key, shape)
+        patch = episode.patch(index) if shape.n_3d else None
+        decision, memory = config.method.decide(scores, memory, config.pruner, key, shape, patch=patch)
         decisions.append(decision)
     return decisions

@@ -68,6 +68,11 @@ class RecordedEpisode:
         """Stored scores of step `index`; raises TraceError naming the reduction if there are none."""
         return recorded_scores(self.stored, index, reduction)
 
+    def patch(self, index: int) -> npt.NDArray[np.int32] | None:
+        """(N_3D,) patch of every point token in pass 0 of step `index`; None if the trace has none."""
+        patches = self._optional(keys.POINT_PATCH, index)
+        return None if patches is None else patches[0]
+
     def _optional(self, key: str, index: int) -> npt.NDArray[Any] | None:
         return self.stored.read(key, index) if key in self.stored else None
 

@@ -11,6 +11,7 @@ from tracekit.config import Configuration
 from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.result import StepResult
 from tracekit.engine.step import StepOptions, control_step
+from tracekit.engine.threads import execution_threads
 from tracekit.observation import Observation
 from tracekit.policy import Policy
 from tracekit.profiling import StageClock, pack_payload
@@ -50,23 +51,27 @@ class Controller:
         return self._step
 
     def step(self, observation: Observation, draws: StepDraws | None = None) -> StepResult:
-        """One control step on `observation`; raises PolicyError or ConfigError (one line) if they do not fit."""
-        clock = StageClock(self.policy.passes, pack_payload(0, self._episode_uid, self._step + 1))
-        with clock.stage("encode"):
-            tokens = self.policy.tokenize(observation)
-        self._step += 1
-        draws = draws or draw(self.policy, tokens, self._episode_uid, self._step)
-        pruner_seed = int(getattr(self.config.pruner, "seed", 0))
-        result = control_step(
-            self.policy,
-            tokens,
-            self.config,
-            draws,
-            DecisionKey(pruner_seed, self._episode_uid, self._step),
-            self.memory,
-            clock=clock,
-            options=self.options,
-        )
+        """One control step on `observation`, computed with the threads of the configuration.
+
+        Raises PolicyError or ConfigError (one line) if observation, policy and configuration do not fit.
+        """
+        with execution_threads(self.config.execution):
+            clock = StageClock(self.policy.passes, pack_payload(0, self._episode_uid, self._step + 1))
+            with clock.stage("encode"):
+                tokens = self.policy.tokenize(observation)
+            self._step += 1
+            draws = draws or draw(self.policy, tokens, self._episode_uid, self._step)
+            pruner_seed = int(getattr(self.config.pruner, "seed", 0))
+            result = control_step(
+                self.policy,
+                tokens,
+                self.config,
+                draws,
+                DecisionKey(pruner_seed, self._episode_uid, self._step),
+                self.memory,
+                clock=clock,
+                options=self.options,
+            )
         self.memory, self.last, self.last_draws = result.memory, result, draws
         return result
 

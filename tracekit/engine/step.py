@@ -160,8 +160,15 @@ class _Step:
         return self.prefix
 
     def _decide(self, seen: Scores | Observables | None, memory: Any) -> tuple[Decision, Any]:
+        alignment = None if self.prefix is None else self.prefix.alignment
         return self.config.method.decide(
-            seen, memory, self.config.pruner, self.key, self.shape, stage=lambda stage: self.clock.stage(stage, 0)
+            seen,
+            memory,
+            self.config.pruner,
+            self.key,
+            self.shape,
+            patch=None if alignment is None else alignment.patch,
+            stage=lambda stage: self.clock.stage(stage, 0),
         )
 
     def _keep_everything(self) -> Decision:
