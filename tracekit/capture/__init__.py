@@ -1,6 +1,16 @@
 """Observables out of a forward pass, without disturbing it."""
 
-from tracekit.capture.attention import AttentionTap, apply_rotary
+from tracekit.capture.attention import AttentionTap
+from tracekit.capture.calls import apply_rotary
 from tracekit.capture.spec import GROUPS, CaptureSpec
+from tracekit.capture.structure import attention_modules, final_norm, refuse_compiled
 
-__all__ = ["GROUPS", "AttentionTap", "CaptureSpec", "apply_rotary"]
+__all__ = [
+    "GROUPS",
+    "AttentionTap",
+    "CaptureSpec",
+    "apply_rotary",
+    "attention_modules",
+    "final_norm",
+    "refuse_compiled",
+]

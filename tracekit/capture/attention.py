@@ -18,17 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tracekit.capture.calls import all_keys, apply_rotary, rotary_of, scale_of, single, visible
+from tracekit.capture.structure import attention_modules, final_norm
 from tracekit.errors import PolicyError
 from tracekit.layout import TokenLayout
 
-__all__ = ["AttentionTap", "apply_rotary"]
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x` (..., n, d) by `cos`, `sin` (n, d) in LLaMA's half-split convention; float32."""
-    x, half = x.float(), x.shape[-1] // 2
-    rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos.float() + rotated * sin.float()
+__all__ = ["AttentionTap"]
 
 
 @dataclass
@@ -36,6 +31,7 @@ class _Call:
     """Which rows one forward call feeds, and which of them are wanted."""
 
     held: int  # keys that were there before the fed rows
+    keys: int  # all keys, the fed rows' own included
     queries: Mapping[str, Tensor]  # group -> (r,) indices into the fed rows
     columns: Tensor  # (m,) indices of the visual columns among all keys
     targets: Tensor  # (m,) the same columns, as indices of the visual axis
@@ -51,17 +47,18 @@ class AttentionTap:
     """
 
     def __init__(self, backbone: nn.Module, layout: TokenLayout, groups: Sequence[str]) -> None:
-        self._layers = _attention_modules(backbone)
-        self._norm = _final_norm(backbone)
+        self._layers = attention_modules(backbone)
+        self._norm = final_norm(backbone)
+        self._device = next(backbone.parameters()).device
         self._layout = layout
         self._groups = tuple(group for group in groups if len(layout.group_positions(group)))
-        self._visual = torch.from_numpy(layout.visual_positions)
+        self._visual = torch.from_numpy(layout.visual_positions).to(self._device)
         self._call: _Call | None = None
         self._q: dict[int, Tensor] = {}
         self._k: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._received: dict[str, list[Tensor | None]] = {group: [None] * len(self._layers) for group in self._groups}
-        self.norms: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}
         self.elapsed_ns = 0
 
     def __enter__(self) -> Self:
@@ -88,22 +85,33 @@ class AttentionTap:
         `held`: positions of the rows that a cache holds already; the fed rows attend to them too.
         """
         start = time.perf_counter_ns()
-        keys = positions if held is None else torch.cat([held, positions])
-        column_of = torch.full((max(self._layout.length, int(keys[-1]) + 1),), -1, dtype=torch.long)
-        column_of[keys] = torch.arange(len(keys))
+        positions = positions.to(self._device)
+        keys = positions if held is None else torch.cat([held.to(self._device), positions])
+        column_of = torch.full(
+            (max(self._layout.length, int(keys[-1]) + 1),), -1, dtype=torch.long, device=self._device
+        )
+        column_of[keys] = torch.arange(len(keys), device=self._device)
         columns = column_of[self._visual]
         queries = {}
         for group in self._groups:
-            wanted = torch.isin(positions, torch.from_numpy(self._layout.group_positions(group)))
+            members = torch.from_numpy(self._layout.group_positions(group)).to(self._device)
+            wanted = torch.isin(positions, members)
             if bool(wanted.any()):
                 queries[group] = wanted.nonzero().flatten()
         present = columns >= 0
-        self._call = _Call(len(keys) - len(positions), queries, columns[present], present.nonzero().flatten())
+        self._call = _Call(
+            len(keys) - len(positions), len(keys), queries, columns[present], present.nonzero().flatten()
+        )
         self.elapsed_ns += time.perf_counter_ns() - start
         try:
             yield
         finally:
             self._call = None
+
+    @property
+    def norms(self) -> dict[str, Tensor]:
+        """Feature -> (N_visual,) float32 L1 norms."""
+        return {feature: values.cpu() for feature, values in self._norms.items()}
 
     @property
     def received(self) -> dict[str, Tensor]:
@@ -115,37 +123,36 @@ class AttentionTap:
                 raise PolicyError(
                     f"no row of query group {group!r} went through the backbone; the layout does not fit the policy"
                 )
-            found[group] = torch.stack(present)
+            found[group] = torch.stack(present).cpu()
         return found
 
     def _keep(self, store: dict[int, Tensor], index: int) -> Any:
         def hook(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-            store[index] = output
+            store[index] = single(output.detach(), "the projection of an observed attention")
 
         return hook
 
     def _rebuild(self, index: int) -> Any:
-        def hook(_module: nn.Module, _inputs: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        def hook(module: nn.Module, _inputs: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
             start = time.perf_counter_ns()
             call = self._announced()
             query, key = self._q.pop(index), self._k.pop(index)
             if call.queries:
-                cos, sin = kwargs["position_embeddings"]
-                keys = _all_keys(key, cos, sin, kwargs.get("cache"))
+                rotary = rotary_of(module, kwargs, key)
+                keys = all_keys(module, kwargs, key, rotary, call.keys)
                 for group, rows in call.queries.items():
-                    self._received[group][index] = self._mean_rows(query[rows], cos[rows], sin[rows], rows, keys, call)
+                    q = apply_rotary(_heads(query[rows], keys.shape[-1]), *(part[rows] for part in rotary))
+                    bias = visible(module, kwargs, rows, call.held, keys.shape[1])
+                    self._received[group][index] = self._mean_rows(q, keys, scale_of(module, keys.shape[-1]), bias)
             self.elapsed_ns += time.perf_counter_ns() - start
 
         return hook
 
-    def _mean_rows(self, query: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, keys: Tensor, call: _Call) -> Tensor:
-        """(heads, N_visual) mean attention of `query` (r, heads·d) over `keys` (kv_heads, n, d)."""
-        width = keys.shape[-1]
-        q = apply_rotary(query.view(len(query), -1, width).transpose(0, 1), cos, sin)
+    def _mean_rows(self, q: Tensor, keys: Tensor, scale: float, bias: Tensor) -> Tensor:
+        """(heads, N_visual) mean attention of rotated queries (heads, r, d) over `keys` (kv_heads, n, d)."""
+        call = self._announced()
         k = keys.repeat_interleave(q.shape[0] // keys.shape[0], dim=0)
-        logits = q @ k.transpose(-1, -2) * width**-0.5
-        last = call.held + rows  # index of each row's own key, the last that it sees
-        logits.masked_fill_(torch.arange(keys.shape[1]) > last[:, None], float("-inf"))
+        logits = q @ k.transpose(-1, -2) * scale + bias
         mean: Tensor = logits.softmax(-1).mean(1)
         out = mean.new_zeros(mean.shape[0], len(self._visual))
         out[:, call.targets] = mean[:, call.columns]
@@ -157,8 +164,9 @@ class AttentionTap:
         own = call.columns - call.held
         here = own >= 0
         if bool(here.any()):
-            for name, hidden in (("prenorm", inputs[0]), ("postnorm", output)):
-                norms = self.norms.setdefault(name, torch.zeros(len(self._visual)))
+            for name, rows in (("prenorm", inputs[0]), ("postnorm", output)):
+                hidden = single(rows.detach(), "the input of the final norm")
+                norms = self._norms.setdefault(name, torch.zeros(len(self._visual), device=self._device))
                 norms[call.targets[here]] = hidden[own[here]].float().abs().sum(-1)
         self.elapsed_ns += time.perf_counter_ns() - start
 
@@ -170,25 +178,6 @@ class AttentionTap:
         return self._call
 
 
-def _all_keys(key: Tensor, cos: Tensor, sin: Tensor, cache: Any) -> Tensor:
-    """(kv_heads, n, d) rotated keys that the rows of this call may attend to: the cache's, or this call's own."""
-    if cache is not None:
-        held: Tensor = cache.keys
-        return held.float()
-    return apply_rotary(key.view(len(key), -1, cos.shape[-1]).transpose(0, 1), cos, sin)
-
-
-def _attention_modules(backbone: nn.Module) -> list[nn.Module]:
-    found = [m for m in backbone.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")]
-    if not found:
-        raise PolicyError(
-            "the policy's backbone has no attention with q_proj and k_proj; only LLaMA-shaped attention can be observed"
-        )
-    return found
-
-
-def _final_norm(backbone: nn.Module) -> nn.Module:
-    norm = getattr(backbone, "norm", None)
-    if not isinstance(norm, nn.Module):
-        raise PolicyError("the policy's backbone has no final `norm`; feature norms are read at its input and output")
-    return norm
+def _heads(rows: Tensor, width: int) -> Tensor:
+    """(r, heads·width) -> (heads, r, width)."""
+    return rows.view(len(rows), -1, width).transpose(0, 1)

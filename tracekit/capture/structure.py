@@ -1,0 +1,66 @@
+"""Finding what can be hooked: the attention modules and the final norm of a LLaMA-shaped decoder, by structure."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tracekit.errors import PolicyError
+
+__all__ = ["attention_modules", "final_norm", "refuse_compiled"]
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def attention_modules(backbone: nn.Module) -> list[nn.Module]:
+    """Modules with separate q_proj, k_proj and v_proj below `backbone`, first layer first.
+
+    Raises PolicyError (one line) where rows rebuilt from the projections would not be those of the forward pass: no
+    such module, norms between projection and RoPE, flex attention, sliding windows, or a compiled module.
+    """
+    refuse_compiled(backbone)
+    found = [
+        m for m in backbone.modules() if all(isinstance(getattr(m, name, None), nn.Module) for name in PROJECTIONS)
+    ]
+    if not found:
+        raise PolicyError(
+            f"{type(backbone).__name__} has no attention with separate {', '.join(PROJECTIONS)}; only LLaMA-shaped "
+            "attention can be observed: give the path of such a decoder"
+        )
+    for module in found:
+        where = f"{type(backbone).__name__}: attention {type(module).__name__}"
+        if getattr(module, "q_norm", None) is not None or getattr(module, "k_norm", None) is not None:
+            raise PolicyError(f"{where} normalises queries or keys after projecting them; it cannot be observed")
+        if _implementation(module) == "flex_attention":
+            raise PolicyError(
+                f"{where} runs flex attention, whose masks cannot be read; load the model with "
+                'attn_implementation="sdpa"'
+            )
+        if getattr(module, "sliding_window", None) is not None:
+            raise PolicyError(f"{where} has a sliding window; only plain causal attention can be observed")
+    return found
+
+
+def final_norm(backbone: nn.Module) -> nn.Module:
+    """The norm after the last block; raises PolicyError if there is none called `norm`."""
+    norm = getattr(backbone, "norm", None)
+    if not isinstance(norm, nn.Module):
+        raise PolicyError(
+            f"{type(backbone).__name__} has no final `norm`; feature norms are read at its input and output: give the "
+            "path of the decoder that has it"
+        )
+    return norm
+
+
+def refuse_compiled(root: nn.Module) -> None:
+    """Raise PolicyError if `root` or a module below it is compiled: its hooks would be traced away."""
+    for name, module in root.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise PolicyError(
+                f"{name or type(root).__name__} is compiled by torch.compile, which does not run hooks; pass the model "
+                "before compiling it"
+            )
+
+
+def _implementation(module: nn.Module) -> str | None:
+    found: str | None = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return found
