@@ -6,6 +6,6 @@ import os
 # threads take the cores that the work is waiting for; results do not depend on it. Read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tracekit.cli.app import main  # noqa: E402
+from tracekit.cli.app import main
 
 __all__ = ["main"]
