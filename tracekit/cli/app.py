@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tracekit.cli import conform, convert, diff, info, record, replay, report
+from tracekit.cli import conform, convert, diff, info, prune_store, record, repair, replay, report, verify
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,9 @@ app.command("info")(info.info)
 app.command("replay")(replay.replay)
 app.command("diff")(diff.diff)
 app.add_typer(report.app, name="report")
+app.command("verify")(verify.verify)
+app.command("repair")(repair.repair)
+app.command("prune-store")(prune_store.prune_store)
 app.command("convert")(convert.convert)
 app.command("conform")(conform.conform)
 

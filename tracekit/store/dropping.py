@@ -114,16 +114,18 @@ def _drop(root: Path, commits: Commits, manifest: Manifest, keys: Sequence[str])
     commit_manifest(root, commits, replace(kept, info=info, files=entries))
     folder = episodes_folder(root) / manifest.info.id
     files.replace(folder / "zarr.json", documents["zarr.json"])
-    for path in sorted(manifest.files.keys() - entries.keys(), reverse=True):
-        files.remove_tree((folder / path).parent)  # an array, or a group that has lost its last one
+    _sweep(root, replace(kept, files=entries))
     for old in manifests_folder(root).glob(f"{manifest.info.id}@*.json"):
         if old.name != f"{manifest.info.id}@{commits.next_seq - 1}.json":
             files.remove_file(old)
 
 
 def _sweep(root: Path, manifest: Manifest) -> bool:
-    """Delete what a crash left of arrays that were dropped before; whether there was any."""
-    left = [folder for key in manifest.dropped if (folder := episodes_folder(root) / manifest.info.id / key).exists()]
-    for folder in left:
-        files.remove_tree(folder)
+    """Delete the folders of dropped arrays, and of groups that lost their last one; whether there were any."""
+    folder = episodes_folder(root) / manifest.info.id
+    kept = {parent for path in manifest.files for parent in Path(path).parents}
+    gone = {next(p for p in (*reversed(Path(key).parents), Path(key)) if p not in kept) for key in manifest.dropped}
+    left = [folder / path for path in gone if (folder / path).exists()]
+    for path in left:
+        files.remove_tree(path)
     return bool(left)
