@@ -17,8 +17,8 @@ MARGINS = ("tau_2d", "tau_3d", "cluster", "mu_2d", "mu_3d", "object_2d", "object
 
 
 NOTES = ("target_rate", "reached_rate", "background_rate", "gap_closed")
-"""What a soft budget says about the step, in the order of `Outcome.notes`: rates of tokens pruned, 2D and 3D together, the
-background rate that was used, and the share s by which the gap between τ_2D and τ_3D was closed."""
+"""What a soft budget says of the step, in the order of `Outcome.notes`: rate of tokens to prune, 2D and 3D together,
+the rate reached, the background rate used, and the share s by which the gap between τ_2D and τ_3D was closed."""
 
 
 class Rule(NamedTuple):
@@ -81,7 +81,7 @@ class Memory(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What Algorithm 1 answers for one step, (N,) each; (8, N), (5, N) and (4,) along `MARGINS`, `INDICATORS`, `NOTES`."""
+    """What Algorithm 1 answers for one step: (N,) each, the last three (8, N), (5, N), (4,) as named above."""
 
     s1: npt.NDArray[np.uint8]
     s2: npt.NDArray[np.uint8]

@@ -76,8 +76,8 @@ class Decision:
     `pruned`: False where the rule says that nothing is pruned at this step (cold start).
     Why, for patch-wise rules (else None): `s1`, `s2` candidate sets (`Bits`), `cluster` (N_2D,) int8 with 0 background,
     1 robot, 2 object, `conflict` (N_2D,) bool, and `margins`: name -> (N_2D,) float64 signed distance to each threshold
-    that was tested (NaN where it was not), `indicators`: name -> (N_2D,) float64 smoothed values. `notes`: numbers about the whole step, such as the pruning rate that a
-    budget aimed at and the one that it reached.
+    that was tested (NaN where it was not); `indicators`: name -> (N_2D,) float64 smoothed values. `notes`: numbers
+    about the whole step, such as the pruning rate that a budget aimed at and the one that it reached.
     """
 
     keep_2d: npt.NDArray[np.bool_]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,52 +17,43 @@ __all__ = ["soft_budget", "top_images", "top_points"]
 
 KEEP, DROP = 0, 1
 GRID = 1 << 24
-"""The background rate and the gap's share are bisected in steps of 2⁻²⁴, which is what a draw can resolve."""
+"""Background rate and gap are bisected in steps of 2⁻²⁴, which is what a draw can resolve."""
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
-@compiled
 def soft_budget(rule: Rule, memory: Memory, draws: Floats, out: Outcome) -> None:
     """Bring the step's pruning rate nearest to `rule.rate`; `out` holds the fused outcome before and after.
 
-    First the background rate b is bisected in [0, 1]. If all of the background is not enough, the region that keeps both
-    modalities is narrowed to τ_2D + s·g/2, τ_3D - s·g/2 with g = τ_3D - τ_2D and s bisected in [0, 1]. The rate never
-    falls as b or s grows. Of settings equally near, the one that prunes least. What is reached stands in the notes.
+    First the background rate b is bisected in [0, 1]. If all of the background is not enough, the region that keeps
+    both modalities is narrowed to τ_2D + s·g/2, τ_3D - s·g/2 with g = τ_3D - τ_2D and s bisected in [0, 1]. The rate
+    never falls as b or s grows. Of settings equally near, the one that prunes least, then the lowest. What is reached
+    stands in the notes.
     """
-    step, gap = 0, 0
+    step, gap, most = 0, 0, 0
     if rule.s2:
-        step = _nearest(rule, memory, draws, out, -1)
-    if rule.s1 and rule.has_points and _attempt(rule, memory, draws, out, step, 0) < rule.rate:
-        if not rule.s2 or _attempt(rule, memory, draws, out, GRID, 0) < rule.rate:
-            gap = _nearest(rule, memory, draws, out, step)
-    out.notes[0], out.notes[1] = rule.rate, _attempt(rule, memory, draws, out, step, gap)
-    out.notes[2], out.notes[3] = step / GRID, gap / GRID
+        step, most = _nearest(lambda place: _attempt(rule, memory, draws, out, place, 0), rule.rate), GRID
+    if rule.s1 and rule.has_points and _attempt(rule, memory, draws, out, most, 0) < rule.rate:
+        gap = _nearest(lambda place: _attempt(rule, memory, draws, out, step, place), rule.rate)
+    out.notes[:] = rule.rate, _attempt(rule, memory, draws, out, step, gap), step / GRID, gap / GRID
 
 
-@compiled
-def _nearest(rule: Rule, memory: Memory, draws: Floats, out: Outcome, step: int) -> int:
-    """The lowest setting whose rate is nearest to the target: of the background rate, or of the gap beside a given one."""
-    highest = _setting(rule, memory, draws, out, step, GRID)
-    if highest <= rule.rate:
-        return _first_reaching(rule, memory, draws, out, step, highest)
-    place = _first_reaching(rule, memory, draws, out, step, rule.rate)
-    if place == 0:
-        return place
-    above = _setting(rule, memory, draws, out, step, place)
-    below = _setting(rule, memory, draws, out, step, place - 1)
-    if above - rule.rate < rule.rate - below:
-        return place
-    return _first_reaching(rule, memory, draws, out, step, below)
+def _nearest(rate_at: Callable[[int], float], target: float) -> int:
+    """The place in 0 ... GRID whose rate is nearest to the target; of equal ones the one before, then the lowest."""
+    highest = rate_at(GRID)
+    if highest <= target:
+        return _first_reaching(rate_at, highest)
+    place = _first_reaching(rate_at, target)
+    below = rate_at(place - 1) if place else -math.inf
+    return place if rate_at(place) - target < target - below else _first_reaching(rate_at, below)
 
 
-@compiled
-def _first_reaching(rule: Rule, memory: Memory, draws: Floats, out: Outcome, step: int, rate: float) -> int:
+def _first_reaching(rate_at: Callable[[int], float], rate: float) -> int:
     first, last = 0, GRID
     while first < last:
         middle = (first + last) // 2
-        if _setting(rule, memory, draws, out, step, middle) < rate:
+        if rate_at(middle) < rate:
             first = middle + 1
         else:
             last = middle
@@ -67,16 +61,8 @@ def _first_reaching(rule: Rule, memory: Memory, draws: Floats, out: Outcome, ste
 
 
 @compiled
-def _setting(rule: Rule, memory: Memory, draws: Floats, out: Outcome, step: int, place: int) -> float:
-    """The rate with background rate place/2²⁴ where `step` is -1, else with step/2²⁴ and the gap closed by place/2²⁴."""
-    if step < 0:
-        return _attempt(rule, memory, draws, out, place, 0)
-    return _attempt(rule, memory, draws, out, step, place)
-
-
-@compiled
 def _attempt(rule: Rule, memory: Memory, draws: Floats, out: Outcome, step: int, gap: int) -> float:
-    """The share of tokens pruned with background rate step/2²⁴ and the gap closed by gap/2²⁴; leaves its masks in `out`."""
+    """The rate with background rate step/2²⁴ and the gap closed by gap/2²⁴; the outcome is left in `out`."""
     if rule.s2:
         background(rule, draws, step / GRID, out)
     inwards = gap / GRID * (rule.tau_3d - rule.tau_2d) / 2
@@ -113,7 +99,7 @@ def top_points(out: Outcome, rate: float, patch: npt.NDArray[np.int32]) -> Mask:
 def _first(
     rate: float, tokens: int, ranked: npt.NDArray[np.int64], mask: Mask, cluster: npt.NDArray[np.int8], value: Floats
 ) -> Mask:
-    """(tokens,) True for the first kept_count of `ranked` (indices, ascending) by the keys; then the others by index."""
+    """(tokens,) True for the first kept_count of `ranked` (ascending indices) by the keys, then of the others."""
     order = ranked[np.lexsort((-value, -cluster, ~mask))]
     rest = np.setdiff1d(np.arange(tokens), ranked)
     keep = np.zeros(tokens, np.bool_)

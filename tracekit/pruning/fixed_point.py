@@ -14,38 +14,31 @@ import numpy.typing as npt
 
 from tracekit.pruning._compile import compiled
 
-__all__ = ["MAX_TERMS", "fixed", "total", "unit_exponent", "unscale"]
+__all__ = ["MAX_TERMS", "fixed", "unit_scale", "unscale"]
 
 BITS = 50
 MAX_TERMS = 4096
+_LARGEST_EXPONENT = 1000
 
 
 @compiled
-def unit_exponent(values: npt.NDArray[np.float64]) -> int:
-    """The exponent e for which v·2ᵉ of the largest of `values` (n,), all ≥ 0, lies in [2⁴⁹, 2⁵⁰); 0 if all are 0."""
+def unit_scale(values: npt.NDArray[np.float64]) -> float:
+    """The power of two that takes the largest of `values` (n,), all ≥ 0, into [2⁴⁹, 2⁵⁰); 1 if all are 0."""
     largest = 0.0
     for value in values:
         largest = max(largest, value)
-    return BITS - math.frexp(largest)[1] if largest > 0.0 else 0
+    if largest == 0.0:
+        return 1.0
+    return math.ldexp(1.0, min(BITS - math.frexp(largest)[1], _LARGEST_EXPONENT))
 
 
 @compiled
-def fixed(value: float, exponent: int) -> int:
-    """⌊value·2^exponent⌋."""
-    return np.int64(math.ldexp(value, exponent))
+def fixed(value: float, scale: float) -> int:
+    """⌊value·scale⌋; the product with a power of two is exact."""
+    return int(value * scale)
 
 
 @compiled
-def unscale(numerator: int, denominator: int, exponent: int) -> float:
-    """The quotient numerator / denominator / 2^exponent in float64, 0 where the denominator is 0; its sign is exact."""
-    return math.ldexp(numerator / denominator, -exponent) if denominator else 0.0
-
-
-@compiled
-def total(values: npt.NDArray[np.float64], members: npt.NDArray[np.bool_], exponent: int) -> int:
-    """Σ of the fixed-point `values` (n,) where `members` (n,) is true."""
-    out = np.int64(0)
-    for index in range(values.size):
-        if members[index]:
-            out += fixed(values[index], exponent)
-    return out
+def unscale(numerator: int, denominator: int, scale: float) -> float:
+    """The quotient numerator / denominator in the values' own unit, in float64; the sign is exact."""
+    return numerator / denominator / scale

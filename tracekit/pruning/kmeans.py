@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.pruning._compile import compiled
-from tracekit.pruning.fixed_point import MAX_TERMS, fixed, unit_exponent, unscale
+from tracekit.pruning.fixed_point import MAX_TERMS, fixed, unit_scale, unscale
 
 __all__ = ["Clusters", "kmeans_1d", "partition"]
 
@@ -57,17 +57,18 @@ def partition(
     values: npt.NDArray[np.float64], clusters: int, labels: npt.NDArray[np.int8], centroids: npt.NDArray[np.float64]
 ) -> int:
     """`kmeans_1d` into given arrays: `labels` (n,) int8 and the first entries of `centroids` (3,); returns how many."""
-    exponent = unit_exponent(values)
-    integers = np.empty(values.size, np.int64)
+    scale = unit_scale(values)
+    whole = np.empty(values.size)  # integers below 2⁵⁰, which float64 holds exactly
     for index in range(values.size):
-        integers[index] = fixed(values[index], exponent)
-    ordered = np.sort(integers)
-    lowest = ordered[0]
+        whole[index] = fixed(values[index], scale)
+    ordered = np.sort(whole)
+    lowest = np.int64(ordered[0])
     distinct = np.empty(ordered.size, np.int64)
     sums = np.zeros(ordered.size + 1, np.int64)  # of the first so many distinct values, each minus the lowest
     sizes = np.zeros(ordered.size + 1, np.int64)
     count = 0
-    for value in ordered:
+    for index in range(ordered.size):
+        value = np.int64(ordered[index])
         if count == 0 or value != distinct[count - 1]:
             distinct[count] = value
             count += 1
@@ -78,14 +79,14 @@ def partition(
     found = min(clusters, count)
     first, second = _cuts(sums[: count + 1], sizes[: count + 1], found)
     for index in range(values.size):
-        above_first = first < count and integers[index] >= distinct[first]
-        above_second = second < count and integers[index] >= distinct[second]
+        above_first = first < count and whole[index] >= distinct[first]
+        above_second = second < count and whole[index] >= distinct[second]
         labels[index] = int(above_first) + int(above_second)
     edges = (0, first, second, count)
     for cluster in range(found):
         start, stop = edges[cluster], edges[cluster + 1]
         size = sizes[stop] - sizes[start]
-        centroids[cluster] = unscale(sums[stop] - sums[start] + size * lowest, size, exponent)
+        centroids[cluster] = unscale(sums[stop] - sums[start] + size * lowest, size, scale)
     return found
 
 
@@ -98,7 +99,9 @@ def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
     count = sums.size - 1
     if clusters == 1:
         return count, count
-    inverse = 1.0 / np.arange(sizes[count] + 1)
+    inverse = np.empty(sizes[count] + 1)
+    for size in range(1, inverse.size):
+        inverse[size] = 1.0 / size
     if clusters == 2:
         return _best_first(sums, sizes, inverse, count, 1, count - 1)[0], count
     lower = np.ones(count + 1, np.int64)  # best first cut of every prefix, and what it attains
@@ -158,7 +161,7 @@ def _exact_objective(sums: Integers, sizes: Integers, stop: int, i: int, j: int)
     """ΣS²/n = whole + part/parts: `whole` in base-2³¹ digits, lowest first, part < parts = the product of the sizes."""
     edges = (0, i, j, stop)
     digits = np.zeros(6, np.int64)
-    part, parts = np.int64(0), np.int64(1)
+    part, parts = 0, 1
     for cluster in range(3):
         start, end = edges[cluster], edges[cluster + 1]
         size = sizes[end] - sizes[start]
@@ -172,13 +175,13 @@ def _exact_objective(sums: Integers, sizes: Integers, stop: int, i: int, j: int)
         upper = high * high + (high * low >> _DIGIT) * 2 + (cross >> _DIGIT)
         square[2] = upper & _MASK
         square[3] = upper >> _DIGIT
-        remainder = np.int64(0)
+        remainder = 0
         for index in range(3, -1, -1):
             chunk = (remainder << _DIGIT) | square[index]
             digits[index] += chunk // size
             remainder = chunk % size
-        part = part * size + remainder * parts
-        parts *= size
+        part = int(part * size + remainder * parts)
+        parts = int(parts * size)
     digits[0] += part // parts
     for index in range(digits.size - 1):
         digits[index + 1] += digits[index] >> _DIGIT

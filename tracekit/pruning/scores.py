@@ -237,7 +237,7 @@ def _patches(
 def _join(alphas: list[Doubles], reduction: Reduction) -> Doubles:
     if reduction.passes == "all":
         return np.concatenate(alphas)
-    return np.mean(alphas, axis=0, dtype=np.float64)
+    return np.stack(alphas).mean(0)
 
 
 def _join_points(alphas: list[Doubles], counts: list[npt.NDArray[np.int32]], reduction: Reduction) -> Doubles:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tracekit.philox import Modality, Purpose, philox_rounds
 from tracekit.pruning._compile import compiled
 from tracekit.pruning.arrays import Memory, Outcome, Rule
-from tracekit.pruning.fixed_point import fixed, total, unit_exponent, unscale
+from tracekit.pruning.fixed_point import fixed, unit_scale, unscale
 from tracekit.pruning.kmeans import partition
 
 __all__ = ["background", "background_draws", "fuse", "stage1", "stage2"]
@@ -61,7 +61,8 @@ def stage1(rule: Rule, memory: Memory, tau_2d: float, tau_3d: float, out: Outcom
 def stage2(rule: Rule, memory: Memory, draws: npt.NDArray[np.float64], out: Outcome) -> None:
     """S2 per patch: cluster into object, robot and background, then each set's own rule. {2D, 3D} where S2 is off."""
     if not rule.s2:
-        out.s2[:] = BOTH
+        for patch in range(out.s2.size):
+            out.s2[patch] = BOTH
         return
     _cluster(rule, memory, out)
     _robot(rule, memory, out)
@@ -88,18 +89,20 @@ def fuse(rule: Rule, out: Outcome) -> None:
 @compiled
 def _cluster(rule: Rule, memory: Memory, out: Outcome) -> None:
     """Exact 1-D k-means (K = 3); the margin is the distance to the nearest cut, half-way between two centroids."""
-    scores = memory.attention[0].copy()
-    if rule.smoothed_clusters:
-        scores[:] = memory.smoothed[4]
-    elif not rule.separate:
-        scores += memory.attention[1]
-    centroids = np.zeros(3)
+    scores = np.empty(out.cluster.size)
+    for patch in range(scores.size):
+        scores[patch] = memory.attention[0, patch]
+        if rule.smoothed_clusters:
+            scores[patch] = memory.smoothed[4, patch]
+        elif not rule.separate:
+            scores[patch] += memory.attention[1, patch]
+    centroids = np.empty(3)
     count = partition(scores, 3, out.cluster, centroids)
     for patch in range(scores.size):
         nearest = np.nan
         for index in range(count - 1):
             distance = scores[patch] - 0.5 * (centroids[index] + centroids[index + 1])
-            if np.isnan(nearest) or abs(distance) < abs(nearest):
+            if index == 0 or abs(distance) < abs(nearest):
                 nearest = distance
         out.margins[CLUSTER, patch] = nearest
         from_top = count - 1 - out.cluster[patch]
@@ -110,77 +113,104 @@ def _cluster(rule: Rule, memory: Memory, out: Outcome) -> None:
 def _robot(rule: Rule, memory: Memory, out: Outcome) -> None:
     """{2D, 3D} if M̂_3D^S2 > μ_3D; else {2D} if M̂_2D^S2 > μ_2D; else nothing. Means and tests in fixed point."""
     set_2d, set_3d = memory.smoothed[2], memory.smoothed[3]
-    members = np.empty(out.s2.size, np.bool_)
-    for patch in range(members.size):
+    scale_2d, scale_3d = unit_scale(set_2d), unit_scale(set_3d)
+    sum_2d, sum_3d, size = 0, 0, 0
+    for patch in range(out.s2.size):
         counted = rule.baseline == ALL_PATCHES or not rule.has_points or memory.points[patch] > 0
-        members[patch] = counted and (rule.baseline != PER_SET or out.cluster[patch] == ROBOT)
-    size = max(int(members.sum()), 1)  # the mean over no patch is 0
-    exponent_2d, exponent_3d = unit_exponent(set_2d), unit_exponent(set_3d)
-    sum_2d, sum_3d = total(set_2d, members, exponent_2d), total(set_3d, members, exponent_3d)
-    for patch in range(members.size):
+        if counted and (rule.baseline != PER_SET or out.cluster[patch] == ROBOT):
+            sum_2d += fixed(set_2d[patch], scale_2d)
+            sum_3d += fixed(set_3d[patch], scale_3d)
+            size += 1
+    size = max(size, 1)  # the mean over no patch is 0
+    for patch in range(out.s2.size):
         if out.cluster[patch] != ROBOT:
             continue
+        excess_3d = fixed(set_3d[patch], scale_3d) * size - sum_3d
+        excess_2d = fixed(set_2d[patch], scale_2d) * size - sum_2d
         if rule.has_points:
-            excess_3d = fixed(set_3d[patch], exponent_3d) * size - sum_3d
-            out.margins[MU_3D, patch] = unscale(excess_3d, size, exponent_3d)
-            if excess_3d > 0:
-                out.s2[patch] = BOTH
-                continue
-        excess_2d = fixed(set_2d[patch], exponent_2d) * size - sum_2d
-        out.margins[MU_2D, patch] = unscale(excess_2d, size, exponent_2d)
-        out.s2[patch] = ONLY_2D if excess_2d > 0 or rule.robot_keeps_2d else NOTHING
+            out.margins[MU_3D, patch] = unscale(excess_3d, size, scale_3d)
+        if rule.has_points and excess_3d > 0:
+            out.s2[patch] = BOTH
+        else:
+            out.margins[MU_2D, patch] = unscale(excess_2d, size, scale_2d)
+            out.s2[patch] = ONLY_2D if excess_2d > 0 or rule.robot_keeps_2d else NOTHING
 
 
 @compiled
 def _object(rule: Rule, memory: Memory, out: Outcome) -> None:
     """{2D} where 2D carries nearly everything and 3D adds nearly nothing, else both."""
     at_least, at_most = rule.object_2d_min, rule.object_3d_max
-    members = out.cluster == OBJECT
-    if rule.quantiles and members.any():
-        at_least = _quantile(memory.smoothed[2][members], 0.9)
-        at_most = _quantile(memory.smoothed[3][members], 0.1)
-    for patch in range(members.size):
-        if not members[patch]:
+    if rule.quantiles:
+        at_least = _quantile(memory.smoothed[2], out.cluster, 0.9)
+        at_most = _quantile(memory.smoothed[3], out.cluster, 0.1)
+    for patch in range(out.s2.size):
+        if out.cluster[patch] != OBJECT:
             continue
-        if not rule.has_points:
-            out.s2[patch] = ONLY_2D
-            continue
-        above, below = memory.smoothed[2, patch] - at_least, memory.smoothed[3, patch] - at_most
-        out.margins[OBJECT_2D, patch], out.margins[OBJECT_3D, patch] = above, below
-        out.s2[patch] = ONLY_2D if above >= 0 and below <= 0 else BOTH
+        out.s2[patch] = BOTH if rule.has_points else ONLY_2D
+        if rule.has_points:
+            above, below = memory.smoothed[2, patch] - at_least, memory.smoothed[3, patch] - at_most
+            out.margins[OBJECT_2D, patch], out.margins[OBJECT_3D, patch] = above, below
+            if above >= 0 and below <= 0:
+                out.s2[patch] = ONLY_2D
 
 
 @compiled
 def background(rule: Rule, draws: npt.NDArray[np.float64], rate: float, out: Outcome) -> None:
-    """Nothing where the patch's draw is below `rate`, else both; `stratified` drops exactly round(rate·n) of them."""
-    members = np.flatnonzero(out.cluster == BACKGROUND)
+    """Nothing where the patch's draw is below `rate`, else both; `stratified` drops exactly round(rate·n) of them.
+
+    Those are the ones with the lowest draws, ties by lower index; their cut is half-way to the first draw that is kept.
+    """
+    threshold, ties, cut = rate, 0, rate
     if rule.draw == STRATIFIED:
-        _stratified(members, draws, rate, out)
-    else:
-        for patch in members:
-            out.margins[DRAW, patch] = draws[patch] - rate
-            out.s2[patch] = NOTHING if draws[patch] < rate else BOTH
-    if not rule.has_points:
-        out.s2[members] &= np.uint8(ONLY_2D)
+        threshold, ties, cut = _stratified(draws, out.cluster, rate)
+    for patch in range(draws.size):
+        if out.cluster[patch] != BACKGROUND:
+            continue
+        dropped = draws[patch] < threshold
+        if draws[patch] == threshold and ties > 0:
+            dropped = True
+            ties -= 1
+        kept = BOTH if rule.has_points else ONLY_2D
+        out.margins[DRAW, patch] = draws[patch] - cut
+        out.s2[patch] = NOTHING if dropped else kept
 
 
 @compiled
-def _stratified(members: npt.NDArray[np.int64], draws: npt.NDArray[np.float64], rate: float, out: Outcome) -> None:
-    """Drop the round(rate·n) lowest draws, ties by lower index; the cut is half-way to the first draw that is kept."""
-    order = members[np.argsort(draws[members], kind="mergesort")]
-    dropped = int(np.rint(rate * order.size))
-    last = draws[order[dropped - 1]] if dropped else 0.0
-    following = draws[order[dropped]] if dropped < order.size else 1.0
-    for rank, patch in enumerate(order):
-        out.margins[DRAW, patch] = draws[patch] - 0.5 * (last + following)
-        out.s2[patch] = NOTHING if rank < dropped else BOTH
+def _stratified(draws: npt.NDArray[np.float64], cluster: npt.NDArray[np.int8], rate: float) -> tuple[float, int, float]:
+    """The highest draw to drop, how many that equal it are dropped, and the cut for the margin."""
+    ordered = _sorted_members(draws, cluster, BACKGROUND)
+    dropped = round(rate * ordered.size)
+    if dropped == 0:
+        return 0.0, 0, 0.5 * ordered[0] if ordered.size else 0.0
+    last = ordered[dropped - 1]
+    following = ordered[dropped] if dropped < ordered.size else 1.0
+    ties = 0
+    for place in range(dropped):
+        if ordered[place] == last:
+            ties += 1
+    return last, ties, 0.5 * (last + following)
 
 
 @compiled
-def _quantile(values: npt.NDArray[np.float64], share: float) -> float:
-    """The quantile by linear interpolation between order statistics."""
-    ordered = np.sort(values)
+def _quantile(values: npt.NDArray[np.float64], cluster: npt.NDArray[np.int8], share: float) -> float:
+    """The quantile over the object set, by linear interpolation between order statistics; 0 for an empty set."""
+    ordered = _sorted_members(values, cluster, OBJECT)
+    if ordered.size == 0:
+        return 0.0
     place = share * (ordered.size - 1)
     below = int(place)
     above = min(below + 1, ordered.size - 1)
     return float(ordered[below] + (ordered[above] - ordered[below]) * (place - below))
+
+
+@compiled
+def _sorted_members(
+    values: npt.NDArray[np.float64], cluster: npt.NDArray[np.int8], wanted: int
+) -> npt.NDArray[np.float64]:
+    members = np.empty(values.size)
+    count = 0
+    for patch in range(values.size):
+        if cluster[patch] == wanted:
+            members[count] = values[patch]
+            count += 1
+    return np.sort(members[:count])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tracekit.pruning._compile import compiled
 from tracekit.pruning.arrays import Memory, Rule, Seen
-from tracekit.pruning.fixed_point import total, unit_exponent, unscale
+from tracekit.pruning.fixed_point import fixed, unit_scale, unscale
 
 __all__ = ["smooth"]
 
@@ -20,8 +20,9 @@ def smooth(
     observed: npt.NDArray[np.bool_],
     rescale: bool,
     unsmoothed: npt.NDArray[np.bool_],
+    smoothed: npt.NDArray[np.float64],
 ) -> None:
-    """Take the scores of one step into `memory`, in place.
+    """Take the scores of one step into `memory`, in place, and copy X̂ into `smoothed` (5, N).
 
     With n the patch's updates so far, this one included (n = t where every patch is observed at every step):
     X̂₁ = X₁; X̂ₙ = ((n-1)/n)·X̂ₙ₋₁ + (1/n)·Xₙ for n < k (Eq. 8); X̂ₙ = β·X̂ₙ₋₁ + (1-β)·Xₙ from n = k on (Eq. 7, 9).
@@ -53,6 +54,9 @@ def smooth(
                 memory.smoothed[index, patch] = rule.beta * memory.smoothed[index, patch] + (1 - rule.beta) * x
         if rule.window_mean and rule.s3:
             _window_mean(rule, memory, patch, raw, unsmoothed[patch])
+    for index in range(5):
+        for patch in range(observed.size):
+            smoothed[index, patch] = memory.smoothed[index, patch]
 
 
 @compiled
@@ -79,7 +83,8 @@ def _indicators(rule: Rule, memory: Memory, seen: Seen, patch: int, raw: npt.NDA
 def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.float64], unsmoothed: bool) -> None:
     """The mean of the last k values instead of Eq. 8 and 9, added from the oldest to the newest."""
     n = memory.updates[patch]
-    memory.window[(n - 1) % rule.k, :, patch] = raw
+    for index in range(5):
+        memory.window[(n - 1) % rule.k, index, patch] = raw[index]
     if unsmoothed:
         return
     length = min(n, rule.k)
@@ -93,10 +98,16 @@ def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.flo
 @compiled
 def _attention_factor(memory: Memory, seen: Seen, observed: npt.NDArray[np.bool_]) -> float:
     """Σ held ÷ Σ new of ‖α_2D‖₁ + ‖α_3D‖₁ over the patches observed now and before; 1 if either sum is 0."""
-    held = memory.attention[0] + memory.attention[1]
-    new = seen.attention_2d.astype(np.float64) + seen.attention_3d.astype(np.float64)
-    both = observed & (memory.updates > 0)
-    held_exponent, new_exponent = unit_exponent(held), unit_exponent(new)
-    held_sum = unscale(total(held, both, held_exponent), 1, held_exponent)
-    new_sum = unscale(total(new, both, new_exponent), 1, new_exponent)
-    return held_sum / new_sum if held_sum > 0 and new_sum > 0 else 1.0
+    held, new = np.zeros(observed.size), np.zeros(observed.size)
+    for patch in range(observed.size):
+        held[patch] = memory.attention[0, patch] + memory.attention[1, patch]
+        new[patch] = np.float64(seen.attention_2d[patch]) + np.float64(seen.attention_3d[patch])
+    held_scale, new_scale = unit_scale(held), unit_scale(new)
+    held_sum, new_sum = 0, 0
+    for patch in range(observed.size):
+        if observed[patch] and memory.updates[patch] > 0:
+            held_sum += fixed(held[patch], held_scale)
+            new_sum += fixed(new[patch], new_scale)
+    if held_sum == 0 or new_sum == 0:
+        return 1.0
+    return unscale(held_sum, 1, held_scale) / unscale(new_sum, 1, new_scale)

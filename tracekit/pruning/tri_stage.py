@@ -91,8 +91,8 @@ def decide(
     memory = Memory(*(getattr(state, field.name).copy() for field in fields(state)))
     rule, out = rule_of(config, shape), new_outcome(shape.n_2d)
     with stage("stage3"):
-        smooth(rule, memory, _seen(scores), everywhere, observed is not None, unsmoothed_patches(config, shape))
-        out.smoothed[:] = memory.smoothed
+        unsmoothed = unsmoothed_patches(config, shape)
+        smooth(rule, memory, _seen(scores), everywhere, observed is not None, unsmoothed, out.smoothed)
     with stage("stage1"):
         stage1(rule, memory, rule.tau_2d, rule.tau_3d, out)
     with stage("stage2"):
@@ -125,6 +125,8 @@ def decide_episode(
     configurations beside it.
     """
     state = initial_state(config, shape) if state is None else state
+    if config.budget == "soft":  # its search is not compiled
+        return _one_by_one(scores, config, key, shape, state, observed)
     everywhere = _check(scores, state, observed, shape)
     memory = Memory(*(getattr(state, field.name).copy() for field in fields(state)))
     out = new_outcome(len(scores), shape.n_2d)
@@ -146,6 +148,18 @@ def decide_episode(
         for index, step in enumerate(zip(*out, strict=True))
     ]
     return decisions, TriStageState(*memory)
+
+
+def _one_by_one(
+    scores: Scores, config: TriStageConfig, key: DecisionKey, shape: Shape, state: TriStageState, observed: Mask | None
+) -> tuple[list[Decision], TriStageState]:
+    decisions: list[Decision] = []
+    for index in range(len(scores)):
+        at = DecisionKey(key.seed, key.episode_uid, key.step + index)
+        flags = None if observed is None else observed[index]
+        decision, state = decide(scores.step(index), state, config, at, shape, observed=flags)
+        decisions.append(decision)
+    return decisions, state
 
 
 @compiled
@@ -183,14 +197,11 @@ def _run(
             out.smoothed[t],
             out.notes[t],
         )
-        smooth(rule, memory, now, observed[t], rescale, unsmoothed)
-        here.smoothed[:] = memory.smoothed
+        smooth(rule, memory, now, observed[t], rescale, unsmoothed, here.smoothed)
         stage1(rule, memory, rule.tau_2d, rule.tau_3d, here)
         background_draws(seed, episode_uid, 1 if sticky else first_step + t, draws)
         stage2(rule, memory, draws, here)
         fuse(rule, here)
-        if rule.soft_budget:
-            soft_budget(rule, memory, draws, here)
 
 
 def _everything(shape: Shape) -> Decision:
