@@ -165,7 +165,7 @@ class SweepScenario:
 
     def _aim(self, world: World, block: Vector) -> Vector:
         """Horizontal unit vector along which to push: towards a point a little farther in on the pan's middle line."""
-        ahead = min(float(self._in_pan(world, block)[0]) + 0.13, 0.5 * self.size * _DEPTH)
+        ahead = min(float(self._in_pan(world, block)[0]) + 0.20, 0.5 * self.size * _DEPTH)
         goal = world.position(self.target.name) + ahead * world.rotation(self.target.name)[:, 0]
         line = goal - block
         line[2] = 0.0
