@@ -58,11 +58,15 @@ class EpisodeWriter:
         """Steps appended so far."""
 
         self._log = files.create(steps_log(root, info.id))
-        header = {"info": info.to_json(), "schema": [[key, spec.to_json()] for key, spec in schema.items()]}
-        files.write(self._log, [seal(header)])
-        self._make_folder(self._folder)
-        files.sync(self._log)
-        self._sync_new_folders()
+        try:
+            header = {"info": info.to_json(), "schema": [[key, spec.to_json()] for key, spec in schema.items()]}
+            files.write(self._log, [seal(header)])
+            self._make_folder(self._folder)
+            files.sync(self._log)
+            self._sync_new_folders()
+        except OSError:
+            self._discard()
+            raise
 
     def append(self, step: Mapping[str, npt.ArrayLike]) -> None:
         """Add one control step: every key of the schema but optional ones and streams, each of its shape and dtype.
@@ -156,9 +160,13 @@ class EpisodeWriter:
             self.finish()
         self._close_files()
         if self._state in {"open", "interrupted"} and kind is not None:
-            files.remove_tree(self._folder)
-            files.remove_file(steps_log(self._root, self._info.id))
-            self._state = "discarded"
+            self._discard()
+
+    def _discard(self) -> None:
+        self._close_files()
+        files.remove_tree(self._folder)
+        files.remove_file(steps_log(self._root, self._info.id))
+        self._state = "discarded"
 
     def _rows_of_step(self, step: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
         where = f"step {self.steps} of episode {self._info.id!r}"

@@ -16,7 +16,7 @@ from tracekit.store.episode_writer import EpisodeWriter
 from tracekit.store.identity import TRACE_FORMAT, VERSION, check_identity, open_journal
 from tracekit.store.journal import Commits, read_journal
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
-from tracekit.store.places import commits_file, episodes_folder, lock_file, running_folder, steps_log
+from tracekit.store.places import commits_file, episodes_folder, running_folder, steps_log
 from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_schema
 from tracekit.store.sealed import crc32c, seal
 
@@ -160,9 +160,7 @@ def _lay_out(root: Path, contents: Mapping[str, bytes], head: bytes) -> int:
         files.make_folder(folder)
     for path, data in {**{root / name: data for name, data in contents.items()}, commits_file(root): head}.items():
         files.replace(path, data)
-    held = lock.acquire(root)
-    files.sync_folder(lock_file(root).parent)
-    return held
+    return lock.acquire(root)
 
 
 def _look_up(attributes: Any, dotted: str) -> Any:

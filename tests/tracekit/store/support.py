@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,15 @@ def check_prefix(trace: Trace, name: str, steps: int, seed: int, samples: int) -
 def contents(path: Path) -> dict[str, bytes]:
     """Every file of a folder but the lock, by its path."""
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"}
+
+
+def leave_cut_off(path: Path, name: str, steps: int, seed: int) -> None:
+    """A running episode as a killed process leaves it: its files are simply there."""
+    copy = path.with_name(path.name + ".cut")
+    with TraceWriter.append(path, {}) as writer, writer.episode(EpisodeInfo(name, task="t", uid=5), SCHEMA) as episode:
+        for step in range(steps):
+            episode.append(step_of(seed, step))
+            episode.append_stream("arm", *samples_of(seed, step))
+        shutil.copytree(path, copy)
+    shutil.rmtree(path)
+    copy.rename(path)

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.tracekit.store.support import SCHEMA, check_episode, check_prefix, contents, record, samples_of, step_of
+from tests.tracekit.store.support import (
+    SCHEMA,
+    check_episode,
+    check_prefix,
+    contents,
+    leave_cut_off,
+    record,
+    step_of,
+)
 from tracekit.errors import TraceError
 from tracekit.store import EpisodeInfo, Trace, TraceWriter, files, repair, verify
 from tracekit.store.sealed import unseal
@@ -21,18 +29,6 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1 << bit
     path.write_bytes(data)
-
-
-def leave_cut_off(path: Path, name: str, steps: int, seed: int) -> None:
-    """A running episode as a killed process leaves it: its files are simply there."""
-    copy = path.with_name(path.name + ".cut")
-    with TraceWriter.append(path, {}) as writer, writer.episode(EpisodeInfo(name, task="t", uid=5), SCHEMA) as episode:
-        for step in range(steps):
-            episode.append(step_of(seed, step))
-            episode.append_stream("arm", *samples_of(seed, step))
-        shutil.copytree(path, copy)
-    shutil.rmtree(path)
-    copy.rename(path)
 
 
 def set_aside(path: Path) -> set[str]:
