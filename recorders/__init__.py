@@ -1,6 +1,19 @@
-"""Everything that makes a trace: the recorder, and the simulator it can record."""
+"""Everything that makes a trace: the recorder, the simulator, and attaching to policies that are not ours."""
 
+from recorders.attach_generators import generator_states, restore_generators
+from recorders.attach_run import attach
+from recorders.prune_live_run import LivePruning, prune_live
 from recorders.recorder import EpisodeRecording, Recorder, StepRecording
 from tracekit.capture import CaptureSpec
 
-__all__ = ["CaptureSpec", "EpisodeRecording", "Recorder", "StepRecording"]
+__all__ = [
+    "CaptureSpec",
+    "EpisodeRecording",
+    "LivePruning",
+    "Recorder",
+    "StepRecording",
+    "attach",
+    "generator_states",
+    "prune_live",
+    "restore_generators",
+]

@@ -12,27 +12,79 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tracekit import keys
 from tracekit._fields import plain
+from tracekit.actions import ActionSpec
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
-from tracekit.engine import Controller, StepOptions
+from tracekit.config import Configuration
+from tracekit.engine import StepDraws, StepOptions, StepResult
 from tracekit.errors import TraceError
 from tracekit.fingerprint import environment_fingerprint
 from tracekit.observation import Observation
+from tracekit.policy import PolicyIdentity
 from tracekit.pruning import Reduction
 from tracekit.records import Field, field, step_fields
 from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter
 
-__all__ = ["EpisodeRecording", "Recorder", "StepRecording"]
+__all__ = ["EpisodeRecording", "Recordable", "Recorder", "StepRecording"]
 
 MATCH_ON_APPEND = ("policy", "capture", "execution", "action_spec", "configuration", "driver", "source")
 """Root attributes that must be equal before episodes are added to an existing trace."""
+
+
+class RecordedPolicy(Protocol):
+    """What a trace says of the policy."""
+
+    @property
+    def identity(self) -> PolicyIdentity:
+        """Name and digests."""
+        ...
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """Meaning of actions and states."""
+        ...
+
+
+class Recordable(Protocol):
+    """What can be recorded: `tracekit.engine.Controller`, or the run of a foreign policy (`recorders.attach`)."""
+
+    options: StepOptions
+
+    @property
+    def policy(self) -> RecordedPolicy:
+        """Whose actions they are."""
+        ...
+
+    @property
+    def config(self) -> Configuration:
+        """How it is run."""
+        ...
+
+    @property
+    def last(self) -> StepResult | None:
+        """The last step's result; None at the start of an episode."""
+        ...
+
+    @property
+    def last_draws(self) -> StepDraws | None:
+        """The last step's random inputs."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Control steps taken in this episode."""
+        ...
+
+    def reset(self, episode_uid: int) -> None:
+        """Start an episode."""
+        ...
 
 
 class Recorder:
@@ -46,7 +98,7 @@ class Recorder:
     def __init__(
         self,
         path: str | Path,
-        controller: Controller,
+        controller: Recordable,
         capture: CaptureSpec | None = None,
         *,
         driver: str = "policy",
@@ -150,7 +202,7 @@ class EpisodeRecording:
         transaction: ExitStack,
         writer: TraceWriter,
         info: EpisodeInfo,
-        controller: Controller,
+        controller: Recordable,
         capture: CaptureSpec,
         reduction: Reduction,
     ) -> None:

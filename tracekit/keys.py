@@ -21,6 +21,7 @@ __all__ = [
     "TEXT_IDS",
     "WALL_NS",
     "depth",
+    "generator",
     "image",
     "norms",
     "score",
@@ -45,6 +46,11 @@ ACTION_POLICY = "action/policy"
 ACTION_EXECUTED = "action/executed"
 STAGES_NS = "timing/stages_ns"
 WALL_NS = "timing/wall_ns"
+
+
+def generator(name: str) -> str:
+    """State of a random generator of the process at the start of the step."""
+    return f"generators/{name}"
 
 
 def image(view: str) -> str:

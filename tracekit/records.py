@@ -48,6 +48,7 @@ def step_fields(
         **_score_fields(result, reduction),
         **_action_fields(result, draws, action_spec),
         **_timing_fields(result),
+        **{keys.generator(name): field(state, "uint8", "byte") for name, state in draws.generators.items()},
     }
 
 

@@ -51,9 +51,9 @@ def final_norm(backbone: nn.Module) -> nn.Module:
     return norm
 
 
-def refuse_compiled(root: nn.Module) -> None:
-    """Raise PolicyError if `root` or a module below it is compiled: its hooks would be traced away."""
-    for name, module in root.named_modules():
+def refuse_compiled(root: nn.Module, path: str = "") -> None:
+    """Raise PolicyError if `root`, which lies at `path`, or a module below it is compiled: hooks would not run."""
+    for name, module in root.named_modules(prefix=path):
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise PolicyError(
                 f"{name or type(root).__name__} is compiled by torch.compile, which does not run hooks; pass the model "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,15 @@ __all__ = ["StepDraws", "draw"]
 
 @dataclass(frozen=True, slots=True)
 class StepDraws:
-    """`noise`: (T, A) float32 initial sample. `fps_starts`: (passes, stages) int64 start index of every FPS stage."""
+    """`noise`: (T, A) float32 initial sample. `fps_starts`: (passes, stages) int64 start index of every FPS stage.
+
+    `generators`: name -> uint8 state of a random generator of the process when the step began, where the policy drew
+    from one by itself; the engine draws by counter and has none.
+    """
 
     noise: npt.NDArray[np.float32]
     fps_starts: npt.NDArray[np.int64]
+    generators: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def draw(policy: Policy, tokens: Tokens, episode_uid: int, step: int) -> StepDraws:

@@ -1,0 +1,322 @@
+"""Records a policy that is not ours, unmodified: the MLA release, or another that denoises actions with a LLaMA.
+
+What the policy computes stays bit for bit what it computes alone: fused attention stays on, no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from recorders.attach_generators import generator_states
+from recorders.attach_layout import layout_of
+from recorders.attach_passes import Feed, PassSeen, PassWatch, wrapped
+from recorders.recorder import Recorder
+from recorders.sites import find_sites, resolve
+from tracekit.actions import ActionSpec
+from tracekit.capture import GROUPS, AttentionTap, CaptureSpec
+from tracekit.config import Configuration, ExecutionConfig
+from tracekit.digest import digest_arrays, digest_json
+from tracekit.engine import PassRecord, StepDraws, StepOptions, StepResult
+from tracekit.errors import PolicyError
+from tracekit.layout import TokenLayout
+from tracekit.model.diffusion import alphas, ddim_step
+from tracekit.model.release import NOT_FOR_INFERENCE
+from tracekit.policy import PolicyIdentity
+from tracekit.profiling import STAGES, Stage
+from tracekit.pruning import Decision, Observables
+
+__all__ = ["attach", "observables_of"]
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+SUCCESSOR_TOLERANCE = 1e-2
+"""How far a noisy action may be from the DDIM successor of the one before (bf16 noise rounds to 0.4 %)."""
+
+
+@contextmanager
+def attach(
+    policy: object,
+    path: str | Path,
+    *,
+    action_spec: ActionSpec,
+    name: str | None = None,
+    identity: PolicyIdentity | None = None,
+    views: Sequence[str] = ("front",),
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    capture: CaptureSpec | None = None,
+    source: Mapping[str, Any] | None = None,
+    sites: Mapping[str, Any] | None = None,
+) -> Iterator[Recorder]:
+    """Within the block, record every control step that `policy` takes inside an `episode.step(...)` into trace `path`.
+
+    `action_spec`: meaning of its actions and states. `views`: names of its images in sequence order. `dtype`: of its
+    projections, where autocast makes it another than the weights'. `sites`: paths of `recorders.sites.Sites` that
+    are not found by themselves. `identity`: of the loaded policy that will replay the trace, so that the replay finds
+    its weights; by default made of `name`, the backbone's configuration and the weights. `capture`, `source`: as in
+    `Recorder`. The initial noise is that of the first pass; the schedule must be the release's (DDIM, eta 0).
+
+    Raises PolicyError (one line) for a policy that cannot be observed, TraceError where the trace cannot be written.
+    """
+    found = find_sites(policy, sites)
+    backbone: nn.Module = resolve(policy, found.backbone)
+    weight = next(module for key, module in backbone.named_modules() if key.endswith("q_proj")).weight
+    owner = resolve(policy, found.forward.rpartition(".")[0]) if "." in found.forward else policy
+    identity = _identity(name or type(policy).__name__, owner, backbone, identity)
+    execution = ExecutionConfig(dtype=dtype or _dtype(weight), threads=torch.get_num_threads())  # type: ignore[arg-type]  # checked by _dtype
+    run = _Run(_Described(identity, action_spec), Configuration(execution=execution), backbone, tuple(views))
+    watch = PassWatch(policy, found, run)
+    with ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(path, run, capture, source=source))
+        stack.callback(watch.remove)
+        watch.install()
+        stack.enter_context(wrapped(policy, found.predict, run.around(watch)))
+        yield recorder
+
+
+def observables_of(tap: AttentionTap, patch: npt.NDArray[np.int32] | None) -> Observables:
+    """What a tapped pass 0 shows to a pruner; `patch`: (N_3D,) int32 or None without points."""
+    received = tap.received
+    return Observables(
+        norms={feature: norms.numpy() for feature, norms in tap.norms.items()},
+        attention=torch.stack(list(received.values()), dim=2).numpy(),
+        groups=tuple(received),
+        patch=patch,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What a trace says of the policy."""
+
+    identity: PolicyIdentity
+    action_spec: ActionSpec
+
+
+class _Run:
+    """The steps of an attached policy, in the shape that the recorder records; see `recorders.recorder.Recordable`."""
+
+    def __init__(self, policy: _Described, config: Configuration, backbone: nn.Module, views: tuple[str, ...]) -> None:
+        self.policy, self.config = policy, config
+        self.options = StepOptions()
+        self.last: StepResult | None = None
+        self.last_draws: StepDraws | None = None
+        self.steps = 0
+        self._backbone, self._views = backbone, views
+        self._layout: TokenLayout | None = None
+        self._passes: list[_Pass] = []
+
+    def reset(self, episode_uid: int) -> None:  # noqa: ARG002  # the policy's draws are its own
+        """Start an episode."""
+        self.last, self.last_draws, self.steps = None, None, 0
+
+    def around(self, watch: PassWatch) -> Callable[..., Any]:
+        """What is wrapped around the policy's `predict`."""
+
+        def predict(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self._layout, self._passes = None, []
+            watch.restart()
+            generators = generator_states()
+            start = time.perf_counter_ns()
+            action = original(*args, **kwargs)
+            self._finish(np.atleast_2d(np.asarray(action, np.float64)), generators, time.perf_counter_ns() - start)
+            return action
+
+        return predict
+
+    def fused(self, _seen: PassSeen, result: Any) -> Any:
+        """Everything stays."""
+        return result
+
+    def feed(self, seen: PassSeen) -> Feed | None:
+        """Read the layout off the first pass; tap the passes that are captured."""
+        if seen.rows is None:
+            return None
+        if self._layout is None:
+            self._layout = layout_of(seen, self._views)
+        elif len(seen.rows) != self._layout.length:
+            raise PolicyError(
+                f"pass {seen.index} feeds {len(seen.rows)} rows, pass 0 fed {self._layout.length}; record the policy "
+                "unpruned"
+            )
+        capture = self.options.capture or CaptureSpec.minimal()
+        if seen.index and not capture.later_action_rows:
+            return None
+        groups = GROUPS if seen.index == 0 else ("action",)
+        return Feed(torch.arange(len(seen.rows)), AttentionTap(self._backbone, self._layout, groups))
+
+    def passed(self, seen: PassSeen) -> None:
+        """Take what the trace stores out of the pass, and let go of the rest."""
+        layout = self._layout
+        if layout is None or seen.rows is None or seen.noise is None or seen.text_ids is None:
+            raise PolicyError("a denoise pass ended before the backbone ran; correct the sites")
+        prefix = seen.rows[: layout.prefix_length].float().cpu().contiguous().numpy()
+        points = len(layout.point_positions)
+        if points and (seen.centres is None or seen.patch is None or len(seen.patch) != points):
+            raise PolicyError(
+                f"the policy has {points} point tokens, but their centres or patches were not seen; give the site "
+                "centres=, and see that the correspondence reaches the language model by keyword"
+            )
+        self._passes.append(
+            _Pass(
+                sample=seen.sample.cpu(),
+                timestep=seen.timestep,
+                noise=seen.noise.cpu(),
+                fps_starts=tuple(seen.fps_starts),
+                text_ids=seen.text_ids.cpu().numpy(),
+                record=PassRecord(
+                    centres=seen.centres.float().cpu().numpy() if points and seen.centres is not None else None,
+                    patch=seen.patch if points else None,
+                    rows=prefix,
+                    rows_digest=hashlib.sha256(prefix.tobytes()).digest(),
+                ),
+                tap=seen.tap,
+                times_ns=dict(seen.times_ns),
+            )
+        )
+
+    def _finish(
+        self, action: npt.NDArray[np.float64], generators: dict[str, npt.NDArray[np.uint8]], wall_ns: int
+    ) -> None:
+        passes, layout = self._passes, self._layout
+        if not passes or layout is None:
+            raise PolicyError("the policy predicted an action without a denoise pass; give its site forward=")
+        size = self.policy.action_spec.size
+        if action.shape[1] != size or passes[0].sample.shape[1] != size:
+            raise PolicyError(
+                f"the policy's actions have {action.shape[1]} numbers, action_spec "
+                f"({self.policy.action_spec.rotation_form}) has {size}; give the spec of this policy"
+            )
+        tapped = [one.tap for one in passes if one.tap is not None]
+        visual = len(layout.visual_positions)
+        later = [tap.received["action"].mean(1) for tap in tapped[1:]]
+        self.last = StepResult(
+            action=action,
+            samples=_samples(passes),
+            kept=np.ones((len(passes), visual), np.bool_),
+            decision=_everything(layout),
+            pruned_from=len(passes),
+            layout=layout,
+            text_ids=passes[0].text_ids,
+            memory=None,
+            times_ns=_times(passes, wall_ns),
+            wall_ns=wall_ns,
+            observables=observables_of(tapped[0], passes[0].record.patch),
+            action_rows=torch.stack(later).numpy() if later else None,
+            encoded=tuple(one.record for one in passes),
+        )
+        self.last_draws = StepDraws(
+            noise=passes[0].sample.numpy(),
+            fps_starts=np.array([one.fps_starts for one in passes], np.int64).reshape(len(passes), -1),
+            generators=generators,
+        )
+        self.steps += 1
+        self._passes = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    sample: Tensor
+    timestep: int | None
+    noise: Tensor
+    fps_starts: tuple[int, ...]
+    text_ids: npt.NDArray[np.int64]
+    record: PassRecord
+    tap: AttentionTap | None
+    times_ns: dict[Stage, int]
+
+
+def _samples(passes: Sequence[_Pass]) -> npt.NDArray[np.float32]:
+    """(passes, T, A) samples after every pass: each is the next pass's noisy action, the last its DDIM successor.
+
+    The sampler keeps the last one to itself, so it is computed; that the sampler is the one assumed is checked on all
+    the others. Raises PolicyError otherwise.
+    """
+    table = alphas()
+    after: list[Tensor] = []
+    for index, one in enumerate(passes):
+        following = passes[index + 1] if index + 1 < len(passes) else None
+        if one.timestep is None or not 0 <= one.timestep < len(table):
+            raise PolicyError(
+                f"pass {index} runs at diffusion step {one.timestep}; steps 0 to {len(table) - 1} are known"
+            )
+        later = 1.0 if following is None or following.timestep is None else float(table[following.timestep])
+        computed = ddim_step(one.sample, one.noise, float(table[one.timestep]), later)
+        if following is not None:
+            error = float((computed - following.sample).abs().max() / following.sample.abs().max())
+            if error > SUCCESSOR_TOLERANCE:
+                raise PolicyError(
+                    f"pass {index + 1} starts {error:.1%} away from the DDIM successor of pass {index}; only the "
+                    "release's sampler (squared cosine, 100 steps, DDIM, eta 0) can be recorded"
+                )
+        after.append(computed if following is None else following.sample)
+    return torch.stack(after).numpy()
+
+
+def _times(passes: Sequence[_Pass], wall_ns: int) -> npt.NDArray[np.int64]:
+    """(stages, passes) host times; what lies outside the passes (sampler, read-out) counts as the last one's decode."""
+    times = np.zeros((len(STAGES), len(passes)), np.int64)
+    for index, one in enumerate(passes):
+        for stage, spent in one.times_ns.items():
+            times[STAGES.index(stage), index] = spent
+    times[STAGES.index("decode"), -1] = max(0, wall_ns - int(times.sum()))
+    return times
+
+
+def _everything(layout: TokenLayout) -> Decision:
+    patches = np.ones(len(layout.image_positions), np.bool_)
+    return Decision(patches, patches if len(layout.point_positions) else None, pruned=False)
+
+
+def _dtype(weight: Tensor) -> str:
+    if weight.dtype not in DTYPES:
+        raise PolicyError(f"the backbone's weights are {weight.dtype}; float32 and bfloat16 can be recorded")
+    return DTYPES[weight.dtype]
+
+
+def _identity(name: str, owner: Any, backbone: nn.Module, given: PolicyIdentity | None) -> PolicyIdentity:
+    """The policy's identity; its weights digest leaves out what feeds no action, as loading the checkpoint does."""
+    modules: nn.Module = owner if isinstance(owner, nn.Module) else backbone
+    tensors = {key: value for key, value in modules.state_dict().items() if not NOT_FOR_INFERENCE.match(key)}
+    weights = digest_arrays({key: _array(value) for key, value in tensors.items()})
+    if given is not None:
+        if given.weights_digest != weights:
+            raise PolicyError(
+                f"identity {given.name!r} has weights {given.weights_digest[:12]}, the attached policy {weights[:12]}; "
+                "load both from the same checkpoint, or leave identity out"
+            )
+        return given
+    config = getattr(backbone, "config", None)
+    to_dict = getattr(config, "to_dict", None)
+    described = str(backbone) if to_dict is None else to_dict()
+    return PolicyIdentity(
+        name=name,
+        config_digest=digest_json(_plain(described)),
+        weights_digest=weights,
+        parameters=sum(parameter.numel() for parameter in modules.parameters()),
+        trained=True,
+    )
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    plain = tensor.detach().cpu()
+    array: npt.NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array
+
+
+def _plain(value: Any) -> Any:
+    """`value` with everything that JSON does not know as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
