@@ -1,9 +1,9 @@
 """The commit journal: an append-only file of sealed lines that says which episodes exist.
 
-Line 0 describes the trace, every later line commits an episode, replaces one (same id again) or removes one. A line
-counts once it is complete; what a crash leaves after the last line end was never committed. Sequence numbers make
-a lost or doubled line visible. An episode moves to `episodes/` only after its line is on the disk, therefore a folder
-there that no line mentions means that the journal is damaged.
+Line 0 describes the trace, every later line commits an episode, replaces one (same id again) or removes one. Sequence
+numbers make a lost or doubled line visible. An episode moves to `episodes/` only after its line is on the disk: a last
+line that is not whole was never committed, and a folder in `episodes/` that no line mentions means that the journal is
+damaged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Journal:
     """The journal as read.
 
     `bad_lines`: 1-based numbers of damaged lines, or of the first after a lost one. `size`: bytes of all lines.
-    `torn`: bytes after the last line end.
+    `torn`: bytes of a last line that is not whole.
     """
 
     records: tuple[dict[str, Any], ...]
@@ -55,11 +55,15 @@ def read_journal(root: Path) -> Journal:
     data = commits_file(root).read_bytes()
     *lines, rest = data.split(b"\n")
     found = [unseal(line + b"\n") for line in lines]
+    torn = len(rest)
+    if found and found[-1] is None:  # a power cut can leave the end of a line without its middle
+        torn += len(lines.pop()) + 1
+        found.pop()
     records = tuple(record for record in found if record is not None)
     bad = [number for number, record in enumerate(found, 1) if record is None]
     if not bad:
         bad = [number for number, record in enumerate(records, 1) if record["seq"] != number - 1][:1]
-    return Journal(records, tuple(bad), len(data) - len(rest), len(rest))
+    return Journal(records, tuple(bad), len(data) - torn, torn)
 
 
 class Commits:
