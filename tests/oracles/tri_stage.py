@@ -101,7 +101,7 @@ def stage1(memory, config, has_points, tau_2d, tau_3d):
 
 
 def clusters(values, k=3):
-    """Rank of each value's cluster, 0 the lowest, and how many there are: every partition is tried, the lowest cuts win."""
+    """Rank of each value's cluster (0 the lowest) and their number: best of all partitions, with the lowest cuts."""
     integers, _ = grains(values)
     distinct = sorted(set(integers))
     k = min(k, len(distinct))

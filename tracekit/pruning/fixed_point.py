@@ -2,7 +2,8 @@
 
 The unit of a set of values is 2⁻⁵⁰ of the smallest power of two above its largest value, so that 4096 of them add up
 without overflow whatever they measure. A float32 value down to 2⁻²⁶ of the largest is represented exactly; what is
-smaller than the unit counts as 0. One value of 1e30 therefore hides those below 1e15 beside it; it never overflows.
+smaller than the unit, or than 2⁻¹⁰⁰⁰, counts as 0. One value of 1e30 therefore hides those below 1e15 beside it; it
+never overflows.
 """
 
 from __future__ import annotations

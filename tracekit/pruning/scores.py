@@ -237,7 +237,7 @@ def _patches(
 def _join(alphas: list[Doubles], reduction: Reduction) -> Doubles:
     if reduction.passes == "all":
         return np.concatenate(alphas)
-    return np.stack(alphas).mean(0)
+    return np.asarray(np.stack(alphas).mean(0), np.float64)
 
 
 def _join_points(alphas: list[Doubles], counts: list[npt.NDArray[np.int32]], reduction: Reduction) -> Doubles:

@@ -259,7 +259,8 @@ def _masks(
 
 
 def _seen(scores: Scores) -> Seen:
-    return Seen(*(np.ascontiguousarray(getattr(scores, name)) for name in Seen._fields))
+    """Copies: strided or read-only arrays would make the compiler specialise the stages anew, in the middle of a run."""
+    return Seen(*(np.array(getattr(scores, name), order="C") for name in Seen._fields))
 
 
 def _check(scores: Scores, state: TriStageState, observed: Mask | None, shape: Shape) -> Mask:
@@ -277,7 +278,7 @@ def _check(scores: Scores, state: TriStageState, observed: Mask | None, shape: S
             f"observed is of shape {observed.shape}: it must be that of the scores, {scores.norm_2d.shape}, and the "
             "first step of an episode must observe every patch"
         )
-    return np.ascontiguousarray(observed, np.bool_)
+    return np.array(observed, np.bool_, order="C")
 
 
 TRI_STAGE = Pruner(
