@@ -23,7 +23,7 @@ from tracekit.actions import ActionSpec
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration
-from tracekit.engine import StepDraws, StepOptions, StepResult
+from tracekit.engine import StepDraws, StepOptions, StepResult, execution_threads
 from tracekit.errors import TraceError
 from tracekit.fingerprint import environment_fingerprint
 from tracekit.observation import Observation
@@ -146,7 +146,8 @@ class Recorder:
         """One episode: committed when the block ends, invisible to readers if it raises.
 
         `uid`: what random draws are keyed by; drawn from the system where none is given. `cameras`: models of fixed
-        cameras by view. Raises TraceError if `episode_id` is in the trace already.
+        cameras by view; by default those of the first observation. Raises TraceError if `episode_id` is in the trace
+        already.
         """
         writer = self._open_writer()
         uid = secrets.randbits(64) if uid is None else uid
@@ -161,14 +162,13 @@ class Recorder:
             instruction=instruction,
             seed=seed,
             uid=uid,
-            attributes={
-                **(attributes or {}),
-                "cameras": {view: camera.to_json() for view, camera in (cameras or {}).items()},
-            },
+            attributes=dict(attributes or {}),
         )
         self._controller.reset(uid)
         with ExitStack() as transaction:
-            recording = EpisodeRecording(transaction, writer, info, self._controller, self._capture, self._reduction)
+            recording = EpisodeRecording(
+                transaction, writer, info, self._controller, self._capture, self._reduction, cameras
+            )
             yield recording
             recording.commit()
 
@@ -179,6 +179,8 @@ class Recorder:
 
     def _attributes(self) -> dict[str, Any]:
         policy, config = self._controller.policy, self._controller.config
+        with execution_threads(config.execution):
+            fingerprint = environment_fingerprint()
         return {
             "kind": "full" if config.kind == "none" else "pruned_live",
             "policy": policy.identity.to_json(),
@@ -190,7 +192,7 @@ class Recorder:
             "driver": self._driver,
             "shadow": self._driver != "policy",
             "source": self._source,
-            "fingerprint": environment_fingerprint(),
+            "fingerprint": fingerprint,
         }
 
 
@@ -205,10 +207,12 @@ class EpisodeRecording:
         controller: Recordable,
         capture: CaptureSpec,
         reduction: Reduction,
+        cameras: Mapping[str, Camera] | None,
     ) -> None:
         self.success: bool | None = None
         self._transaction, self._writer, self._info = transaction, writer, info
         self._controller, self._capture, self._reduction = controller, capture, reduction
+        self._cameras = cameras
         self._phases: list[str] = []
         self._episode: EpisodeWriter | None = None
 
@@ -216,8 +220,10 @@ class EpisodeRecording:
     def step(self, observation: Observation, phase: str | None = None) -> Iterator[StepRecording]:
         """One control step: inside the block, call the controller on `observation`, set `action` to what was executed.
 
-        Raises TraceError if the controller took no step, or more than one.
+        Raises TraceError if the controller took no step, or more than one, or if the instruction or a camera of
+        `observation` is not the episode's: a replay has them from the episode.
         """
+        self._check(observation)
         before = self._controller.steps
         recording = StepRecording()
         yield recording
@@ -250,10 +256,26 @@ class EpisodeRecording:
             raise TraceError(f"episode {self._info.id!r} has no step; nothing was recorded")
         self._episode.finish(success=self.success, attributes={"phases": self._phases})
 
+    def _check(self, observation: Observation) -> None:
+        if observation.instruction != self._info.instruction:
+            raise TraceError(
+                f"episode {self._info.id!r}: its instruction is {self._info.instruction!r}, the observation's is "
+                f"{observation.instruction!r}; give the episode the instruction that the policy is given"
+            )
+        if self._cameras is None:
+            self._cameras = dict(observation.cameras)
+        if observation.cameras and dict(observation.cameras) != dict(self._cameras):
+            raise TraceError(
+                f"episode {self._info.id!r}: the observation's camera models are not those of the episode; a trace has "
+                "models of fixed cameras only: leave out those of views that move"
+            )
+
     def _append(self, fields: Mapping[str, Field], views: list[str], layout: list[list[Any]]) -> None:
         if self._episode is None:
             schema = {key: item.spec for key, item in fields.items()}
-            info = replace(self._info, attributes={**self._info.attributes, "views": views, "layout": layout})
+            cameras = {view: camera.to_json() for view, camera in (self._cameras or {}).items()}
+            about = {**self._info.attributes, "cameras": cameras, "views": views, "layout": layout}
+            info = replace(self._info, attributes=about)
             self._episode = self._transaction.enter_context(self._writer.episode(info, schema))
         self._episode.append({key: item.value for key, item in fields.items()})
 

@@ -65,8 +65,9 @@ def record_simulator(
 ) -> RecordingSummary:
     """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into `out`, with `reuse = none` and free FPS starts.
 
-    Raises ConfigError for an unknown task or a count below 1, TraceError if an episode is in the trace already (before
-    anything is simulated) or the trace was recorded otherwise.
+    Raises ConfigError for an unknown task, a count below 1 or a negative seed, PolicyError if the policy does not take
+    the simulator's observations, TraceError if an episode is in the trace already or the trace was recorded otherwise;
+    all of these before anything is written.
     """
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: give at least 1")
@@ -79,6 +80,8 @@ def record_simulator(
     config = Configuration()
     loaded = load_policy(policy, Precision(dtype=config.execution.dtype))
     controller = Controller(loaded, config)
+    task, number = plan[0]
+    loaded.tokenize(environments[task].reset(number))  # a policy that does not fit is refused here
     source = {"kind": "simulator", **next(iter(environments.values())).version}
     start = time.perf_counter()
     with (
