@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
 from tracekit._fields import nearest
 from tracekit.errors import ConfigError
@@ -32,21 +33,27 @@ __all__ = [
     "reduce",
 ]
 
-_BUILT_IN = {"none": "NONE", "naive": "NAIVE", "tri_stage": "TRI_STAGE"}
-"""Kind, which is also the module's name, -> the `Pruner` in it."""
+_BUILT_IN = ("none", "naive", "tri_stage", "fastv", "sp_vla", "vla_pruner")
+"""Kinds that ship with the package: the module's name, and in capitals that of the `Pruner` in it."""
 
 
 class _Registry(Mapping[str, Pruner]):
-    """Kind -> pruner. A module is imported when its kind is asked for: compiled ones take a second."""
+    """Kind -> pruner: the built-in ones, then entry points of group `tracekit.pruners`, which name a `Pruner` each.
+
+    A module is imported when its kind is asked for: compiled ones take a second.
+    """
 
     def __getitem__(self, kind: str) -> Pruner:
         return _load(kind)
 
+    def __contains__(self, kind: object) -> bool:
+        return kind in _BUILT_IN or kind in _plugins()
+
     def __iter__(self) -> Iterator[str]:
-        return iter(_BUILT_IN)
+        return iter((*_BUILT_IN, *_plugins()))
 
     def __len__(self) -> int:
-        return len(_BUILT_IN)
+        return len(_BUILT_IN) + len(_plugins())
 
 
 PRUNERS: Mapping[str, Pruner] = _Registry()
@@ -60,8 +67,20 @@ def pruner(kind: str) -> Pruner:
 
 
 @cache
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="tracekit.pruners") if point.name not in _BUILT_IN}
+
+
+@cache
 def _load(kind: str) -> Pruner:
-    if kind not in _BUILT_IN:
+    if kind in _BUILT_IN:
+        found: Pruner = getattr(import_module(f"tracekit.pruning.{kind}"), kind.upper())
+        return found
+    if kind not in _plugins():
         raise KeyError(kind)
-    found: Pruner = getattr(import_module(f"tracekit.pruning.{kind}"), _BUILT_IN[kind])
-    return found
+    plugin = _plugins()[kind].load()
+    if not isinstance(plugin, Pruner) or plugin.kind != kind:
+        raise ConfigError(
+            f"entry point {kind!r} of group tracekit.pruners: must name a tracekit.pruning.Pruner of that kind"
+        )
+    return plugin

@@ -106,6 +106,11 @@ class Pruner:
     `decide(seen, state, config, key, shape, *, observed, patch, stage) -> (Decision, state)` is pure. Its keywords are
     optional: `observed` (N_2D,) bool, the patches whose tokens were all kept when `seen` was taken (None: all);
     `patch` (N_3D,) int32, point token -> patch at the step that is decided; `stage`, a `StageTimer`.
+
+    A pruner that observes `in_network` also has `decide_at(layer, seen, state, config, key, shape) -> Decision | None`:
+    called in pass 0 after block `layer` (0-based) with what is known so far (arrays over layers reach to `layer`), it
+    answers after the block it prunes behind and None after the others. `remember(seen, state, config, shape) -> state`
+    then takes in the whole step. `decide`, given a step that is recorded to its end, does both.
     """
 
     kind: str
@@ -117,3 +122,5 @@ class Pruner:
     decide: Callable[..., tuple[Decision, Any]]
     needs_points: bool = False
     needs_pinned_fps: Callable[[Any], bool] = lambda _config: False
+    decide_at: Callable[..., Decision | None] | None = None
+    remember: Callable[..., Any] | None = None

@@ -259,7 +259,7 @@ def _masks(
 
 
 def _seen(scores: Scores) -> Seen:
-    """Copies: strided or read-only arrays would make the compiler specialise the stages anew, in the middle of a run."""
+    """Copies: strided or read-only arrays would make the compiler specialise the stages anew in the middle of a run."""
     return Seen(*(np.array(getattr(scores, name), order="C") for name in Seen._fields))
 
 
