@@ -83,6 +83,8 @@ def add_arm(spec: mujoco.MjSpec) -> None:
             quat=turn,
             gravcomp=1.0,
             explicitinertial=True,
+            ipos=[0, 0, 0],
+            iquat=[1, 0, 0, 0],
             mass=_MASSES[index],
             inertia=[0.002, 0.002, 0.002],
         )

@@ -36,7 +36,7 @@ class HingedKind:
     """Shape and placement of one kind of object. `half`: half extents (depth, width, height) in metres.
 
     Object frame: x points away from the arm, the origin is the middle of the near edge on the table. A lid's hinge lies
-    along y on the near edge at `hinge_height`; a door's stands upright on the near edge's +y end.
+    along y on the near edge at `hinge_height`; a door's stands upright on either end of the near edge, by seed.
     """
 
     sentences: tuple[str, ...]
@@ -105,7 +105,7 @@ FRIDGE = HingedKind(
     distance=0.49,
     apart=0.95,
     stride=0.09,
-    nearest=0.35,
+    nearest=0.30,
     upright=True,
 )
 
@@ -147,15 +147,17 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator) -> HingedScenario:
         )
     ]
     sentence = kind.sentences[int(rng.integers(len(kind.sentences)))]
-    return HingedScenario(kind, size, placed[0], placed[1], sentence.format(colours[0]))
+    hand = 1.0 if rng.random() < 0.5 else -1.0
+    return HingedScenario(kind, size, hand, placed[0], placed[1], sentence.format(colours[0]))
 
 
 @dataclass(frozen=True, slots=True)
 class HingedScenario:
-    """Two open twins of `kind`, scaled by `size`; see `recorders.sim.tasks.base.Scenario` for the methods."""
+    """Two open twins of `kind`, scaled by `size`, doors hinged at y = `hand` times half the width; see `Scenario`."""
 
     kind: HingedKind
     size: float
+    hand: float
     target: _Placed
     twin: _Placed
     instruction: str
@@ -238,7 +240,9 @@ class HingedScenario:
     def _panel_frame(self, world: World, angle: float) -> tuple[Vector, Vector, Vector]:
         """Unit vectors (3,) at hinge `angle`: along the panel from there, out of its outer face, along its axis."""
         frame = world.rotation(self.target.name)
-        shut, wide = (-frame[:, 1], -frame[:, 0]) if self.kind.upright else (frame[:, 0], frame[:, 2])
+        shut, wide = frame[:, 0], frame[:, 2]
+        if self.kind.upright:
+            shut, wide = -self.hand * frame[:, 1], -frame[:, 0]
         along = math.cos(angle) * shut + math.sin(angle) * wide
         outward = -math.sin(angle) * shut + math.cos(angle) * wide
         return along, outward, np.cross(along, outward)
@@ -261,12 +265,12 @@ class HingedScenario:
         _, width, height = (size * value for value in kind.half)
         length = size * kind.panel_length
         colour = shade(placed.colour, 0.80)
-        origin = [-0.008, width, height] if kind.upright else [0.0, 0.0, size * kind.hinge_height]
+        origin = [-0.008, self.hand * width, height] if kind.upright else [0.0, 0.0, size * kind.hinge_height]
         panel = body.add_body(name=placed.panel, pos=origin)
         panel.add_joint(
             name=placed.hinge,
             type=mujoco.mjtJoint.mjJNT_HINGE,
-            axis=[0, 0, -1] if kind.upright else [0, -1, 0],
+            axis=[0, 0, -self.hand] if kind.upright else [0, -1, 0],
             range=[0.0, 2.4],
             damping=0.02,
             frictionloss=kind.friction,
@@ -277,14 +281,14 @@ class HingedScenario:
             panel.add_geom(
                 type=_GEOM_BOX,
                 size=[0.005, length / 2, height],
-                pos=[0, -length / 2, 0],
+                pos=[0, -self.hand * length / 2, 0],
                 rgba=colour,
                 mass=kind.panel_mass,
             )
             panel.add_geom(
                 type=_GEOM_BOX,
                 size=[0.006, 0.006, 0.03],
-                pos=[-0.011, 0.02 - length, 0.08],
+                pos=[-0.011, self.hand * (0.02 - length), 0.08],
                 rgba=(0.12, 0.12, 0.13, 1.0),
                 mass=0.01,
             )

@@ -2,9 +2,11 @@
 
 import mujoco
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recorders.sim import TASKS, Environment, Expert
 from recorders.sim.sensor import FRONT, SIDE, Light, RayCamera, SegmentationClass
 from recorders.sim.world import World
 
@@ -73,6 +75,30 @@ def test_depth_segmentation_and_points_agree_with_analytic_intersections(x, y, y
     points = origin + depth[..., None] * directions
     np.testing.assert_allclose(reading.points[clear & hit], points[clear & hit], atol=1e-5)
     assert np.isnan(reading.points[clear & ~hit]).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_batched_caster_misses_nothing_that_single_rays_meet(task):
+    environment = Environment(task)
+    environment.reset(1)
+    expert, rng = Expert(environment), np.random.default_rng(0)
+    for _ in range(5):
+        environment.step(expert.act())
+    camera, world = environment._running.camera, environment.world
+    robot = environment._observe().segmentation["front"].reshape(-1) == SegmentationClass.ROBOT
+    chosen = np.union1d(np.flatnonzero(robot), rng.choice(SIDE * SIDE, 1500))
+    for origin in (camera._eye, np.array(camera._light.position)):
+        rays = np.ascontiguousarray(camera._rays)
+        if origin is not camera._eye:
+            towards = camera.read(world.data).points.reshape(-1, 3).astype(float) - origin
+            rays = np.nan_to_num(towards / np.linalg.norm(towards, axis=1, keepdims=True), nan=0.577)
+        geoms, distance, _ = camera._cast(world.data, origin, rays)
+        for index in chosen:
+            geom = np.full(1, -1, np.int32)
+            groups = np.array([1, 1, 1, 1, 1, 0], np.uint8)
+            single = mujoco.mj_ray(world.model, world.data, origin, rays[index], groups, True, -1, geom, None)
+            assert geom[0] == geoms[index]
+            assert single == pytest.approx(distance[index])
 
 
 def test_a_box_casts_its_shadow_away_from_the_lamp():
