@@ -269,6 +269,11 @@ class PassWatch:
         if start is None:
             raise PolicyError(f"the rows of {self._sites.action!r} are not among those fed to {self._sites.backbone!r}")
         noise = seen.head[start : start + window]
+        if noise.shape != seen.sample.shape:
+            raise PolicyError(
+                f"site head = {self._sites.head!r} returns {tuple(seen.head.shape)}, no noise like "
+                f"{tuple(seen.sample.shape)} at the rows of the noisy action; give another path"
+            )
         last = result[-1] if isinstance(result, tuple) else None
         if isinstance(last, Tensor) and last.shape == (1, *noise.shape) and not torch.equal(last[0], noise):
             raise PolicyError(

@@ -108,7 +108,7 @@ class ReleaseDouble(nn.Module):
 
     def __init__(self, config, ids, attention="sdpa"):
         super().__init__()
-        self.ids, self.config = ids, config
+        self.ids, self.config, self.unclipped = ids, config, None
         self.vlm = VLM(config, next(iter(ids.values()))[-1], attention)
         self.eval()
 
