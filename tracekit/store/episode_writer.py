@@ -62,8 +62,6 @@ class EpisodeWriter:
             header = {"info": info.to_json(), "schema": [[key, spec.to_json()] for key, spec in schema.items()]}
             files.write(self._log, [seal(header)])
             self._make_folder(self._folder)
-            files.sync(self._log)
-            self._sync_new_folders()
         except OSError:
             self._discard()
             raise

@@ -302,7 +302,7 @@ def test_a_second_of_recording_is_flushed_whatever_the_number_of_steps(tmp_path,
     now = 100.0
     synced = []
     monkeypatch.setattr(episode_writer.time, "monotonic", lambda: now)
-    monkeypatch.setattr(ShardWriter, "sync", synced.append)
+    monkeypatch.setattr(ShardWriter, "sync", lambda self: synced.append(self.path))
     with TraceWriter.create(tmp_path / "t", {}) as writer, writer.episode(EpisodeInfo("e"), SCHEMA) as episode:
         episode.append(step_of(0, 0))
         assert not synced

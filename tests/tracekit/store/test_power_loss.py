@@ -68,6 +68,7 @@ def check(path, marks, where) -> bool:
     for info in trace.episodes:  # visible means whole
         check_episode(trace, info.id, STEPS, int(info.id[3:]))
     assert {f"ep-{seed}" for seed in committed} <= {info.id for info in trace.episodes}, where
+    assert not {problem.episode for problem in verify(path).problems} & {f"ep-{seed}" for seed in committed}, where
     repair(path)
     assert verify(path).clean, where
     trace = Trace.open(path)
