@@ -10,7 +10,7 @@ import numpy as np
 
 from replay.source import RecordedEpisode, RecordedStep
 from tracekit.config import Configuration
-from tracekit.engine import Controller, StepOptions, StepResult, execution_threads
+from tracekit.engine import Controller, StepOptions, StepResult
 from tracekit.policy import Policy
 
 __all__ = ["EpisodeReplay", "StepReplay", "replay_episode"]
@@ -18,19 +18,24 @@ __all__ = ["EpisodeReplay", "StepReplay", "replay_episode"]
 
 @dataclass(frozen=True, slots=True)
 class StepReplay:
-    """One replayed step beside what was recorded. `memory` is the pruner's state before the step."""
+    """One replayed step beside what was recorded.
+
+    `memory`: the pruner's state before the step. `pinned`: every pass was encoded from the FPS starts of pass 0.
+    """
 
     recorded: RecordedStep
     result: StepResult
     memory: Any
+    pinned: bool = False
 
     @property
     def encode_matches(self) -> bool | None:
         """Whether the recomputed encoder outputs have the recorded digests; None if the trace has none."""
         if self.recorded.rows_digest is None:
             return None
-        pairs = zip(self.result.encoded, self.recorded.rows_digest, strict=False)
-        return all(record.rows_digest == digest.tobytes() for record, digest in pairs)
+        recorded = [digest.tobytes() for digest in self.recorded.rows_digest]
+        encoded = [record.rows_digest for record in self.result.encoded]
+        return encoded == [recorded[0 if self.pinned else step] for step in range(len(encoded))]
 
     @property
     def action_matches(self) -> bool | None:
@@ -55,10 +60,10 @@ def replay_episode(
     controller = Controller(policy, config, StepOptions(encoded="digest"))
     controller.reset(episode.info.uid)
     steps: list[StepReplay] = []
-    with execution_threads(config.execution):
-        for recorded in episode.steps():
-            memory = controller.memory
-            result = controller.step(recorded.observation, recorded.draws)
-            steps.append(StepReplay(recorded, result, memory))
-            advance()
+    shown = config.pruner.reduction if config.observe.feedback == "recorded" else None
+    for recorded in episode.steps(shown):
+        memory = controller.memory
+        result = controller.step(recorded.observation, recorded.draws, recorded.scores)
+        steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned"))
+        advance()
     return EpisodeReplay(episode.info.id, tuple(steps))

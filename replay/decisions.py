@@ -8,7 +8,7 @@ from typing import Any
 
 from replay.source import RecordedEpisode, TraceSource
 from tracekit.config import Configuration, load_config
-from tracekit.engine import decision_shape
+from tracekit.engine import decision_shape, keep_everything
 from tracekit.errors import TraceError
 from tracekit.layout import TokenLayout
 from tracekit.pruning import Decision, DecisionKey
@@ -21,14 +21,20 @@ def replay_decisions(
 ) -> dict[str, list[Decision]]:
     """Episode id -> the decision of every step under `config`, from the scores stored in `trace`.
 
-    Equal to the decisions of a forward replay in the environment that recorded the trace, and the same bits everywhere.
-    Raises TraceError if the scores of the configuration's reduction were not stored, or the pruner needs others.
+    The same bits everywhere, and in the environment that recorded the trace those of a forward replay, as long as that
+    computes the observed pass as it was recorded: with `reuse = prefix_kv` the pass is split, and its rounding may turn
+    a tie. Raises TraceError if the scores of the configuration's reduction were not stored, or others are needed.
     """
     resolved = config if isinstance(config, Configuration) else load_config(config)
     if resolved.method.reads == "observables":
         raise TraceError(
             f"pruner {resolved.kind!r} decides from observables, not from stored scores; "
             "use a forward replay (`tracekit replay`)"
+        )
+    if resolved.observe.mode == "lagged" and resolved.observe.feedback == "own":
+        raise TraceError(
+            'observe.feedback = "own": what a pruned pass shows is not in the recording; use a forward replay '
+            '(`tracekit replay`), or feedback = "recorded"'
         )
     source = TraceSource(trace)
     return {episode.info.id: _decide(episode, resolved) for episode in source.episodes(episodes)}
@@ -40,9 +46,12 @@ def _decide(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
     seed = int(getattr(config.pruner, "seed", 0))
     decisions = []
     for index in range(len(episode)):
-        scores = episode.scores(index, config.pruner.reduction) if config.method.reads == "scores" else None
-        key = DecisionKey(seed, episode.info.uid, index + 1)
+        step = index + 1
+        shown = index - 1 if config.observe.mode == "lagged" else index
+        reads = config.method.reads == "scores" and shown >= 0
+        scores = episode.scores(shown, config.pruner.reduction) if reads else None
         patch = episode.patch(index) if shape.n_3d else None
+        key = DecisionKey(seed, episode.info.uid, step)
         decision, memory = config.method.decide(scores, memory, config.pruner, key, shape, patch=patch)
-        decisions.append(decision)
+        decisions.append(keep_everything(shape) if config.observe.refreshes(step) else decision)
     return decisions

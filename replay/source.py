@@ -33,6 +33,7 @@ class RecordedStep:
     draws: StepDraws
     unclipped: npt.NDArray[np.float32] | None
     action: npt.NDArray[np.float64] | None
+    scores: Scores | None
     rows_digest: npt.NDArray[np.uint8] | None
 
 
@@ -48,8 +49,11 @@ class RecordedEpisode:
     def __len__(self) -> int:
         return int(self.info.steps)
 
-    def step(self, index: int) -> RecordedStep:
-        """Read step `index`; raises TraceError if a part that no replay can do without is missing."""
+    def step(self, index: int, reduction: Reduction | None = None) -> RecordedStep:
+        """Read step `index`, with the scores under `reduction` if one is given.
+
+        Raises TraceError if a part is missing that the replay cannot do without.
+        """
         samples = self._optional(keys.ACTION_SAMPLES, index)
         return RecordedStep(
             index=index,
@@ -57,12 +61,13 @@ class RecordedEpisode:
             draws=recorded_draws(self.stored, index),
             unclipped=None if samples is None else samples[-1],
             action=self._optional(keys.ACTION_POLICY, index),
+            scores=None if reduction is None else self.scores(index, reduction),
             rows_digest=self._optional(keys.ROWS_DIGEST, index),
         )
 
-    def steps(self) -> Iterator[RecordedStep]:
-        """All steps in order."""
-        return (self.step(index) for index in range(len(self)))
+    def steps(self, reduction: Reduction | None = None) -> Iterator[RecordedStep]:
+        """All steps in order, with the scores under `reduction` if one is given."""
+        return (self.step(index, reduction) for index in range(len(self)))
 
     def scores(self, index: int, reduction: Reduction) -> Scores:
         """Stored scores of step `index`; raises TraceError naming the reduction if there are none."""
@@ -99,6 +104,8 @@ class TraceSource:
         """The episodes named in `wanted`, in that order, or all; raises TraceError naming those that are there."""
         known = [info.id for info in self.trace.episodes]
         for name in wanted:
+            if wanted.count(name) > 1:
+                raise TraceError(f"{self.path}: episode {name!r} is asked for twice; name each once")
             if name not in known:
                 raise TraceError(f"{self.path}: no episode {name!r}; it has: {', '.join(known) or 'none'}")
         if not known:
