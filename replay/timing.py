@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from replay.accuracy import EpisodeReplay, StepReplay
 from tracekit.config import Configuration
-from tracekit.engine import Controller, execution_threads
+from tracekit.engine import Controller
 from tracekit.policy import Policy
 from tracekit.profiling import STAGES
 
@@ -96,13 +96,12 @@ def time_variants(
         for name in names[shift:] + names[:shift]:
             policy, config, episodes = variants[name]
             wall, parts = 0.0, np.zeros(len(STAGES))
-            with execution_threads(config.execution):
-                for chosen in sample:
-                    step = episodes[chosen.episode].steps[chosen.step]
-                    step_wall, step_parts = _time_step(policy, config, step, uids[chosen.episode])
-                    wall += chosen.weight * step_wall
-                    parts += chosen.weight * step_parts
-                    advance()
+            for chosen in sample:
+                step = episodes[chosen.episode].steps[chosen.step]
+                step_wall, step_parts = _time_step(policy, config, step, uids[chosen.episode])
+                wall += chosen.weight * step_wall
+                parts += chosen.weight * step_parts
+                advance()
             walls[name].append(wall)
             stages[name].append(parts)
     return {name: VariantTiming(np.array(walls[name]), np.stack(stages[name])) for name in variants}
@@ -114,5 +113,5 @@ def _time_step(
     """(wall ms, stages ms) of one step, from the pruner's state that it had."""
     controller = Controller(policy, config)
     controller.reset(uid, steps=step.recorded.index, memory=None if config.kind == "none" else step.memory)
-    result = controller.step(step.recorded.observation, step.recorded.draws)
+    result = controller.step(step.recorded.observation, step.recorded.draws, step.recorded.scores)
     return result.wall_ns / 1e6, result.times_ns.sum(axis=1) / 1e6

@@ -14,7 +14,8 @@ from replay import ReplayResult
 __all__ = ["replay_table"]
 
 UNKNOWN = "–"
-COST_COLUMNS = ("kept 2D/3D", "pruned %", "eff. %", "decide ms", "step ms", "speedup")
+COST_COLUMNS = ("kept 2D/3D", "pruned %", "eff. %", "decide ms", "step ms", "speedup", "")
+ACTION_COLUMNS = ("mm", "degrees", "flips", "unclipped", "unpruned", "clipped %")
 
 
 def replay_table(result: ReplayResult) -> Group:
@@ -22,18 +23,8 @@ def replay_table(result: ReplayResult) -> Group:
     data = result.to_json()
     rows = data["configurations"]
     steps = f"{data['steps']} recorded steps"
-    cost = _table(
-        f"Tokens and time of {steps}", "kept 2D/3D", "pruned %", "eff. %", "decide ms", "step ms", "speedup", ""
-    )
-    actions = _table(
-        f"Actions against the recording, {steps}, open-loop: compared, not executed",
-        "mm",
-        "degrees",
-        "flips",
-        "unclipped",
-        "unpruned",
-        "clipped %",
-    )
+    cost = _table(f"Open-loop, {steps}: tokens and time", *COST_COLUMNS)
+    actions = _table(f"Open-loop, {steps}: actions against the recording", *ACTION_COLUMNS)
     for row in rows:
         cost.add_row(row["name"], *_cost_cells(row))
         actions.add_row(row["name"], *_action_cells(row))

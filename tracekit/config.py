@@ -28,10 +28,25 @@ ReuseKind = Literal["none", "encoders", "prefix_kv"]
 class ObserveConfig:
     """Where a pruner that must see a forward pass gets its observables.
 
-    `current`: denoise pass 0 of the same step runs unpruned and supplies them; passes 1, 2, … are pruned.
+    `current`: denoise pass 0 of the same step runs unpruned and supplies them; passes 1, 2, … are pruned. `lagged`: the
+    mask of a step comes from what pass 0 of the step before showed, so that all passes are pruned; every
+    `refresh_every`-th step, the first among them, runs unpruned. `feedback`: what a lagged pruner is shown, its `own`
+    pruned pass (what a live run does) or the `recorded` unpruned one (an approximation, in replays only).
     """
 
-    mode: Literal["current"] = "current"
+    mode: Literal["current", "lagged"] = "current"
+    feedback: Literal["own", "recorded"] = "own"
+    refresh_every: int = 7
+
+    def __post_init__(self) -> None:
+        if self.refresh_every < 1:
+            raise ConfigError(f"observe.refresh_every = {self.refresh_every}: must be at least 1")
+        if self.mode == "current" and (self.feedback, self.refresh_every) != ("own", 7):
+            raise ConfigError('observe.feedback and observe.refresh_every are read by observe.mode = "lagged" only')
+
+    def refreshes(self, step: int) -> bool:
+        """Whether control step `step` (1-based) runs unpruned whatever was decided: the first, and every so many."""
+        return self.mode == "lagged" and (step - 1) % self.refresh_every == 0
 
 
 @dataclass(frozen=True, slots=True)

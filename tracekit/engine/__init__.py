@@ -1,6 +1,7 @@
 """One control step, pruned or not; the only code that runs a policy, live and in replay."""
 
 from tracekit.engine.controller import Controller
+from tracekit.engine.deciding import keep_everything
 from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.engine.step import StepOptions, control_step, decision_shape
@@ -16,4 +17,5 @@ __all__ = [
     "decision_shape",
     "draw",
     "execution_threads",
+    "keep_everything",
 ]

@@ -15,7 +15,7 @@ from tracekit.engine.threads import execution_threads
 from tracekit.observation import Observation
 from tracekit.policy import Policy
 from tracekit.profiling import StageClock, pack_payload
-from tracekit.pruning import DecisionKey
+from tracekit.pruning import DecisionKey, Scores
 
 __all__ = ["Controller"]
 
@@ -50,8 +50,12 @@ class Controller:
         """Control steps taken in this episode."""
         return self._step
 
-    def step(self, observation: Observation, draws: StepDraws | None = None) -> StepResult:
+    def step(
+        self, observation: Observation, draws: StepDraws | None = None, recorded: Scores | None = None
+    ) -> StepResult:
         """One control step on `observation`, computed with the threads of the configuration.
+
+        A replay passes the recorded `draws` and, for `observe.feedback = "recorded"`, the step's `recorded` scores.
 
         Raises PolicyError or ConfigError (one line) if observation, policy and configuration do not fit.
         """
@@ -71,6 +75,7 @@ class Controller:
                 self.memory,
                 clock=clock,
                 options=self.options,
+                recorded=recorded,
             )
         self.memory, self.last, self.last_draws = result.memory, result, draws
         return result

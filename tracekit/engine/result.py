@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.layout import TokenLayout
-from tracekit.pruning import Decision, Observables, Scores
+from tracekit.pruning import Decision, Observables
 
 __all__ = ["PassRecord", "StepResult"]
 
@@ -34,7 +34,7 @@ class StepResult:
     `samples`: (passes, T, A) float32 after every denoise pass; the last is the unclipped action. `action`: (T, A)
     float64 as executed. `kept`: (passes, N_visual) bool, image tokens then point tokens, True where the token was a row
     (or a cache entry) of that pass. `decision`: what the pruner answered; it governs the passes from `pruned_from` on
-    (equal to the number of passes where nothing was pruned). `observables`, `scores`: of pass 0, where they were taken.
+    (equal to the number of passes where nothing was pruned). `observables`: of pass 0, where they were taken.
     `action_rows`: (passes - 1, layers, N_visual) float32 head means of the later passes, where captured. `encoded`: per
     pass that ran the encoders, if asked for. `times_ns`: (stages, passes) int64; `wall_ns`: the whole step.
     """
@@ -50,7 +50,6 @@ class StepResult:
     times_ns: npt.NDArray[np.int64]
     wall_ns: int
     observables: Observables | None = None
-    scores: Scores | None = None
     action_rows: npt.NDArray[np.float32] | None = None
     encoded: tuple[PassRecord, ...] = field(default=())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from tracekit.capture import GROUPS, AttentionTap, CaptureSpec
 from tracekit.config import Configuration
+from tracekit.engine.deciding import Decider
 from tracekit.engine.draws import StepDraws
 from tracekit.engine.forward import CachedForward, FullForward, PassForward
 from tracekit.engine.result import PassRecord, StepResult
-from tracekit.errors import ConfigError
 from tracekit.layout import TokenLayout
 from tracekit.policy import Policy, Prefix, Tokens
 from tracekit.profiling import StageClock
-from tracekit.pruning import Decision, DecisionKey, Observables, Scores, Shape, point_mask, reduce
+from tracekit.pruning import Decision, DecisionKey, Observables, Scores, Shape, point_mask
 
 __all__ = ["StepOptions", "control_step", "decision_shape"]
 
@@ -44,14 +45,16 @@ def control_step(
     *,
     clock: StageClock,
     options: StepOptions | None = None,
+    recorded: Scores | None = None,
 ) -> StepResult:
     """Run one control step of `policy` on `tokens` under `config`.
 
     `draws` are the step's random inputs, `key` keys the pruner's own draws, `memory` is the pruner's state after the
-    previous step of the episode (None at its start), `clock` was started with the step. Deterministic: equal inputs
+    previous step of the episode (None at its start), `clock` was started with the step, `recorded` are the scores of an
+    unpruned pass of this step, for `observe.feedback = "recorded"`. Deterministic: equal inputs
     give bitwise equal results in one environment. Raises ConfigError where the configuration does not fit the policy.
     """
-    return _Step(policy, tokens, config, draws, key, options or StepOptions(), clock).run(memory)
+    return _Step(policy, tokens, config, draws, key, options or StepOptions(), clock).run(memory, recorded)
 
 
 def decision_shape(layout: TokenLayout) -> Shape:
@@ -83,52 +86,35 @@ class _Step:
         self.shape = decision_shape(tokens.layout)
         self.encoded: list[PassRecord] = []
         self.prefix: Prefix | None = None
-        self.observes = config.method.observes == "forward"
-        if self.observes and policy.passes < 2:
-            raise ConfigError(
-                f'observe.mode = "current" needs at least 2 denoise passes and this policy has {policy.passes}: '
-                "pass 0 is the one observed, unpruned"
-            )
+        self.encoded_pass = -1
 
-    def run(self, memory: Any) -> StepResult:
+    def run(self, memory: Any, recorded: Scores | None) -> StepResult:
         layout, passes = self.tokens.layout, self.policy.passes
-        if memory is None:
-            memory = self.config.method.initial_state(self.config.pruner, self.shape)
-        decision = self._keep_everything()
-        observables: Observables | None = None
-        scores: Scores | None = None
-        if not self.observes:
-            decision, memory = self._decide(None, memory)
-        forward: PassForward = (CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward)(
-            self.policy, layout, self.clock
-        )
+        decider = Decider(self.policy, self.config, self.key, self.shape, memory, self.clock, recorded)
+        kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
+        forward: PassForward = kind(self.policy, layout, self.clock)
+        decision = decider.before(self._encode(0))
         sample = torch.from_numpy(self.draws.noise.copy())
         samples: list[npt.NDArray[np.float32]] = []
         kept: list[npt.NDArray[np.bool_]] = []
         action_rows: list[Tensor] = []
+        observables: Observables | None = None
         for step in range(passes):
             prefix = self._encode(step)
             kept.append(self._kept(decision, prefix, step))
-            tap = self._tap(step)
-            if tap is None:
-                noise = forward.predict(step, prefix, kept[-1], sample, None)
-            else:
-                with tap:
-                    noise = forward.predict(step, prefix, kept[-1], sample, tap)
-                if step > 0:
-                    action_rows.append(tap.received["action"].mean(1))
+            tap = self._tap(step, decider.watches)
+            with tap or nullcontext():
+                noise = forward.predict(step, prefix, kept[-1], sample, tap)
             with self.clock.stage("denoise", step):
                 sample = self.policy.advance(sample, noise, step)
             samples.append(sample.float().cpu().numpy())
-            if step == 0 and tap is not None:
-                with self.clock.stage("observe", step):
-                    observables = _observables(tap, prefix)
-                if self.observes and self.config.method.reads == "scores":
-                    with self.clock.stage("observe", step):
-                        scores = reduce(observables, self.config.pruner.reduction, self.shape)
-                    decision, memory = self._decide(scores, memory)
-                elif self.observes:
-                    decision, memory = self._decide(observables, memory)
+            if tap is not None and step > 0:
+                action_rows.append(tap.received["action"].mean(1))
+            elif tap is not None:
+                with self.clock.stage("observe"):
+                    observables = _observables(tap, prefix, kept[0])
+                if decider.watches:
+                    decision = decider.after(observables, prefix, decision, kept[0])
         with self.clock.stage("decode", passes - 1):
             action = self.policy.read_out(sample).cpu().numpy()
         return StepResult(
@@ -136,21 +122,22 @@ class _Step:
             samples=np.stack(samples),
             kept=np.stack(kept),
             decision=decision,
-            pruned_from=passes if not decision.pruned else int(self.observes),
+            pruned_from=decider.governs_from if decision.pruned else passes,
             layout=layout,
             text_ids=self.tokens.text_ids.cpu().numpy(),
-            memory=memory,
+            memory=decider.memory,
             times_ns=self.clock.times_ns,
             wall_ns=self.clock.elapsed_ns(),
             observables=observables,
-            scores=scores,
             action_rows=torch.stack(action_rows).numpy() if action_rows else None,
             encoded=tuple(self.encoded),
         )
 
     def _encode(self, step: int) -> Prefix:
-        if self.prefix is not None and self.config.reuse.kind != "none":
+        """The prefix of pass `step`: encoded once per pass, or once per step where the encoders' output is reused."""
+        if self.prefix is not None and (self.config.reuse.kind != "none" or self.encoded_pass == step):
             return self.prefix
+        self.encoded_pass = step
         pinned = self.config.reuse.fps == "pinned"
         starts = tuple(int(start) for start in self.draws.fps_starts[0 if pinned else step])
         with self.clock.stage("encode", step):
@@ -158,26 +145,6 @@ class _Step:
         if self.options.encoded != "none":
             self.encoded.append(_pass_record(self.prefix, with_rows=self.options.encoded == "rows"))
         return self.prefix
-
-    def _decide(self, seen: Scores | Observables | None, memory: Any) -> tuple[Decision, Any]:
-        alignment = None if self.prefix is None else self.prefix.alignment
-        return self.config.method.decide(
-            seen,
-            memory,
-            self.config.pruner,
-            self.key,
-            self.shape,
-            patch=None if alignment is None else alignment.patch,
-            stage=lambda stage: self.clock.stage(stage, 0),
-        )
-
-    def _keep_everything(self) -> Decision:
-        """What holds until the pruner has answered."""
-        return Decision(
-            keep_2d=np.ones(self.shape.n_2d, bool),
-            keep_3d_patches=np.ones(self.shape.n_2d, bool) if self.shape.n_3d else None,
-            pruned=False,
-        )
 
     def _kept(self, decision: Decision, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
         """(N_visual,) visual tokens of pass `step`: all before the decision; points follow their patch in this pass."""
@@ -190,22 +157,23 @@ class _Step:
             points = point_mask(decision, prefix.alignment.patch, drawn_as, self.key)
             return np.concatenate([decision.keep_2d, points])
 
-    def _tap(self, step: int) -> AttentionTap | None:
+    def _tap(self, step: int, watched: bool) -> AttentionTap | None:
         recording = self.options.capture
-        if step == 0 and (self.observes or recording is not None):
+        if step == 0 and (watched or recording is not None):
             return AttentionTap(self.policy.backbone, self.tokens.layout, GROUPS)
         if recording is not None and recording.later_action_rows:
             return AttentionTap(self.policy.backbone, self.tokens.layout, ("action",))
         return None
 
 
-def _observables(tap: AttentionTap, prefix: Prefix) -> Observables:
+def _observables(tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_]) -> Observables:
     received = tap.received
     return Observables(
         norms={name: norms.numpy() for name, norms in tap.norms.items()},
         attention=torch.stack(list(received.values()), dim=2).numpy(),
         groups=tuple(received),
         patch=None if prefix.alignment is None else prefix.alignment.patch,
+        kept=None if bool(kept.all()) else kept,
     )
 
 
