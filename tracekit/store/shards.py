@@ -34,7 +34,7 @@ __all__ = [
 ABSENT = np.uint64(2**64 - 1)
 CRC_BYTES = 4
 _ROWS_PER_CALL = 500
-_BYTES_PER_CALL = 2**28
+_BYTES_PER_CALL = 2**21
 _COPY_BYTES = 2**23
 
 
@@ -165,8 +165,8 @@ class ShardReader:
                 buffers = [buffer for i in part for buffer in (flat[i], seals[i])]
                 if os.preadv(descriptor, buffers, int(spans[part[0], 0])) != stride * len(part):
                     raise self._damaged("is cut short")
-        for i, row in enumerate(rows):
-            self._check(flat[i], seals[i].tobytes(), int(row))
+                for i in part:  # at once, while the rows are in the processor's cache
+                    self._check(flat[i], seals[i].tobytes(), int(rows[i]))
 
     def _check(self, data: Any, seal: bytes, row: int) -> None:
         if google_crc32c.value(data) != int.from_bytes(seal, "little"):
