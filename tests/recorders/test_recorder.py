@@ -14,12 +14,12 @@ from tests.small import make_config, make_policy, record_trace
 from tracekit import keys
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
-from tracekit.engine import Controller
+from tracekit.engine import Controller, decision_shape
 from tracekit.errors import ConfigError, PolicyError, TraceError
 from tracekit.model import save_policy
 from tracekit.philox import action_noise, fps_starts
 from tracekit.profiling import STAGES
-from tracekit.pruning import Reduction
+from tracekit.pruning import Reduction, reduce
 from tracekit.records import recorded_draws, recorded_observation, recorded_scores
 from tracekit.store import Trace
 
@@ -155,8 +155,9 @@ def test_stored_scores_are_those_that_a_live_pruner_decides_on(tmp_path, small_p
     episode = Trace.open(tmp_path / "trace").episode(EPISODE)
     for index, result in enumerate(live):
         stored = recorded_scores(episode, index, Reduction())
+        seen = reduce(result.observables, Reduction(), decision_shape(result.layout))
         for name in ("norm_2d", "norm_3d", "attention_2d", "attention_3d", "ortho_3d", "points"):
-            assert getattr(stored, name).tobytes() == getattr(result.scores, name).tobytes()
+            assert getattr(stored, name).tobytes() == getattr(seen, name).tobytes()
             assert getattr(stored, name).dtype in (np.float32, np.int32)
     with pytest.raises(TraceError, match="lacks 'scores/"):
         recorded_scores(episode, 0, Reduction(groups=("state",)))
