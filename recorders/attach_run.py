@@ -197,6 +197,12 @@ class _Run:
                 f"({self.policy.action_spec.rotation_form}) has {size}; give the spec of this policy"
             )
         tapped = [one.tap for one in passes if one.tap is not None]
+        ran = DTYPES.get(tapped[0].dtype or torch.float32, str(tapped[0].dtype))
+        if ran != self.config.execution.dtype:
+            raise PolicyError(
+                f"the policy's projections ran in {ran}, not in {self.config.execution.dtype} as its weights are; "
+                f'if autocast is meant to be on, pass dtype="{ran}"'
+            )
         visual = len(layout.visual_positions)
         later = [tap.received["action"].mean(1) for tap in tapped[1:]]
         self.last = StepResult(

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import recorders
-from recorders.attach_passes import locate
+from recorders.attach_layout import layout_of
+from recorders.attach_passes import PassSeen, locate
 from recorders.sites import find_sites
 from replay import Replay
 from tests.release_double import double as double_module
@@ -362,6 +363,43 @@ def test_another_sampler_is_refused(mla, policy, tmp_path, monkeypatch):
     monkeypatch.setattr(double_module, "alpha_bars", lambda: np.linspace(0.99, 0.01, 100))
     with pytest.raises(PolicyError, match="DDIM successor of pass 0"):
         record(mla, policy, tmp_path / "t", seeds=(0,))
+
+
+def test_autocast_is_recorded_as_what_it_is(mla, policy, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert 'pass dtype="bfloat16"' in refused(mla, policy, tmp_path)
+        torch.manual_seed(3)
+        alone = mla.predict_action_diff(**make_inputs())
+        torch.manual_seed(3)
+        [action] = record(mla, policy, tmp_path / "bf16", seeds=(0,), dtype="bfloat16")
+    assert action.tobytes() == alone.tobytes()
+    trace = Trace.open(tmp_path / "bf16")
+    assert trace.attributes["execution"]["dtype"] == "bfloat16"
+    sample = trace.episode("only").read(keys.ACTION_SAMPLES, 0)[-1]
+    assert np.abs(sample - mla.unclipped.float().numpy()).max() <= 1e-2 * np.abs(sample).max()
+
+
+def test_several_views_and_unknown_rows_are_laid_out():
+    random = torch.Generator().manual_seed(0)
+    part = {name: torch.randn(size, 8, generator=random) for name, size in (("a", 256), ("b", 256), ("w", 3), ("x", 2))}
+    strange = torch.ones(2, 8)
+    zero = torch.zeros(1, 8)
+    rows = torch.cat([part["w"][:1], part["a"], zero, part["b"], strange, part["w"][1:2], part["x"], part["w"][2:]])
+    seen = PassSeen(0, torch.zeros(2, 7), 0, rows=rows)
+    seen.blocks = {"image": [part["a"], part["b"]], "text": [part["w"]], "action": [part["x"]]}
+    assert [tuple(span) for span in layout_of(seen, ("front", "wrist")).to_json()] == [
+        ("bos", 0, 1),
+        ("image.front", 1, 257),
+        ("tactile", 257, 258),
+        ("image.wrist", 258, 514),
+        ("other.514", 514, 516),
+        ("text", 516, 517),
+        ("action", 517, 519),
+        ("tail", 519, 520),
+    ]
+    seen.blocks["proprio"] = [torch.full((1, 8), 5.0)]
+    with pytest.raises(PolicyError, match="the 1 rows of 'proprio' are not among the 520"):
+        layout_of(seen, ("front", "wrist"))
 
 
 def test_recording_twice_at_once_is_refused(mla, policy, tmp_path):

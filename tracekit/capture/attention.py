@@ -43,7 +43,8 @@ class AttentionTap:
     `received[group]`: (layers, heads, N_visual) float32, zeros where a visual token was not among the keys; the visual
     axis is all image tokens, then all point tokens (`TokenLayout.visual_positions`). `norms[feature]`: (N_visual,)
     float32 L1 norms of the residual stream after the last block (`prenorm`) and after the final norm (`postnorm`).
-    `elapsed_ns`: time spent in the hooks, so that observing is charged to itself.
+    `elapsed_ns`: time spent in the hooks, so that observing is charged to itself. `dtype`: of the projections, as they
+    came out (autocast makes it another than the weights'); None before the first call.
     """
 
     def __init__(self, backbone: nn.Module, layout: TokenLayout, groups: Sequence[str]) -> None:
@@ -60,6 +61,7 @@ class AttentionTap:
         self._received: dict[str, list[Tensor | None]] = {group: [None] * len(self._layers) for group in self._groups}
         self._norms: dict[str, Tensor] = {}
         self.elapsed_ns = 0
+        self.dtype: torch.dtype | None = None
 
     def __enter__(self) -> Self:
         for index, module in enumerate(self._layers):
@@ -129,6 +131,7 @@ class AttentionTap:
     def _keep(self, store: dict[int, Tensor], index: int) -> Any:
         def hook(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
             store[index] = single(output.detach(), "the projection of an observed attention")
+            self.dtype = output.dtype
 
         return hook
 
