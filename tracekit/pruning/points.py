@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
+from tracekit.camera import TOWER, Camera
 from tracekit.errors import TraceError
+from tracekit.layout import GRID, PATCHES_PER_VIEW
 from tracekit.philox import Modality, Purpose, uniforms
 from tracekit.pruning.base import Decision, DecisionKey
 
-__all__ = ["observed_patches", "point_mask"]
+__all__ = ["nearest_patches", "observed_patches", "point_mask"]
 
 
 def point_mask(
@@ -54,3 +58,42 @@ def observed_patches(
     observed = keep_2d.copy()
     observed[patch[(patch >= 0) & ~keep_3d]] = False
     return observed
+
+
+def nearest_patches(
+    centres: npt.NDArray[np.float32], patch: npt.NDArray[np.int32], cameras: Mapping[int, Camera]
+) -> npt.NDArray[np.int32]:
+    """(N_3D,) `patch` with every -1 replaced by the patch whose centre ray passes nearest (correspondence `nearest`).
+
+    `centres`: (N_3D, 3) world metres; `cameras`: index of a view -> its camera. A ray starts at the camera and runs
+    forward through the middle of the patch; of equally near ones the lowest patch. Raises TraceError without a camera.
+    """
+    lost = np.flatnonzero(patch < 0)
+    if not lost.size:
+        return patch
+    if not cameras:
+        raise TraceError(
+            "no view has a camera, so no patch is nearest; use pruner.reduction.correspondence = 'projection'"
+        )
+    best = np.full(lost.size, np.inf)
+    out = patch.copy()
+    for view, camera in sorted(cameras.items()):
+        rays = _centre_rays(camera)
+        offset = centres[lost].astype(np.float64) - np.asarray(camera.translation, np.float64)
+        along = np.maximum(offset @ rays.T, 0.0)
+        apart = ((offset[:, None, :] - along[:, :, None] * rays) ** 2).sum(2)
+        nearest = apart.argmin(1)
+        distance = apart[np.arange(lost.size), nearest]
+        closer = distance < best
+        out[lost[closer]] = PATCHES_PER_VIEW * view + nearest[closer]
+        best = np.minimum(best, distance)
+    return out
+
+
+def _centre_rays(camera: Camera) -> npt.NDArray[np.float64]:
+    """(256, 3) unit directions in the world through the middle of each patch."""
+    middle = (np.arange(GRID) + 0.5) * (TOWER // GRID)
+    v, u = np.meshgrid(middle * camera.height / TOWER, middle * camera.width / TOWER, indexing="ij")
+    x, y = (u.ravel() - camera.cx) / camera.fx, (v.ravel() - camera.cy) / camera.fy
+    rays = np.stack([x, y, np.ones_like(x)], axis=1) @ np.asarray(camera.rotation, np.float64).T
+    return np.asarray(rays / np.sqrt((rays * rays).sum(1, keepdims=True)), np.float64)

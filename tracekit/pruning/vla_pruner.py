@@ -1,4 +1,4 @@
-"""VLA-Pruner (arXiv 2511.16449) per modality: what the prompt or recent actions attend to, thinned to the most diverse."""
+"""VLA-Pruner (arXiv 2511.16449) per modality: what the prompt or recent actions attend to, thinned for diversity."""
 
 from __future__ import annotations
 

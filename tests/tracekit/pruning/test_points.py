@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracekit.errors import TraceError
+from tracekit.model.cameras import CAMERAS
 from tracekit.philox import Modality, Purpose, uniforms
 from tracekit.pruning import Decision, DecisionKey, observed_patches, point_mask
+from tracekit.pruning.points import nearest_patches
 
 KEY = DecisionKey(5, 6, 7)
 
@@ -65,3 +67,40 @@ def test_observed_is_image_token_and_all_projected_points(case):
     found = observed_patches(np.array(mask), kept, np.array(where, np.int32))
     for patch, image in enumerate(mask):
         assert found[patch] == (image and all(k for k, p in zip(kept, where, strict=True) if p == patch))
+
+
+def through(camera, u, v, depth):
+    """The world point that the camera sees at pixel (u, v) and `depth` metres along its axis."""
+    local = np.array([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, 1.0]) * depth
+    return np.asarray(camera.rotation) @ local + np.asarray(camera.translation)
+
+
+@pytest.mark.parametrize("name", ["rlbench_front", "franka_right"])
+def test_the_nearest_ray_is_that_of_the_patch_the_point_lies_in_or_beside(name):
+    camera = CAMERAS[name]
+    width, height = camera.width / 16, camera.height / 16
+    inside = [through(camera, (c + 0.5) * width, (r + 0.5) * height, 1.3) for r in (0, 7, 15) for c in (0, 8, 15)]
+    beside = [through(camera, -0.4 * width, 5.5 * height, 0.9), through(camera, 16.4 * width, 3.5 * height, 2.0)]
+    behind = [through(camera, 8.5 * width, 8.5 * height, -1.0)]
+    centres = np.array(inside + beside + behind, np.float32)
+    patch = np.full(len(centres), -1, np.int32)
+    found = nearest_patches(centres, patch, {0: camera})
+    assert found[:9].tolist() == [16 * r + c for r in (0, 7, 15) for c in (0, 8, 15)]
+    assert found[:9].tolist() == camera.patches(centres[:9]).tolist()
+    assert found[9:11].tolist() == [16 * 5 + 0, 16 * 3 + 15]
+    assert 0 <= found[11] < 256
+    assert nearest_patches(centres, patch, {2: camera}).tolist() == (found + 512).tolist()
+
+
+def test_only_unprojected_points_move_and_the_nearest_view_wins():
+    near, far = CAMERAS["franka_front"], CAMERAS["franka_right"]
+    seen_by_far = np.array([through(far, 320, 240, 1.0), [0.1, 0.2, 0.3]], np.float32)
+    patch = np.array([-1, 17], np.int32)
+    found = nearest_patches(seen_by_far, patch, {0: near, 1: far})
+    assert found[1] == 17
+    alone = [nearest_patches(seen_by_far, patch, {view: camera})[0] for view, camera in enumerate((near, far))]
+    assert found[0] in alone
+    assert patch.tolist() == [-1, 17]
+    with pytest.raises(TraceError, match="no view has a camera"):
+        nearest_patches(seen_by_far, patch, {})
+    assert nearest_patches(seen_by_far, np.zeros(2, np.int32), {}).tolist() == [0, 0]
