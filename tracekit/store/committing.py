@@ -35,6 +35,7 @@ __all__ = [
     "finish_moves",
     "move_into_place",
     "set_aside",
+    "set_copy_aside",
 ]
 
 
@@ -103,15 +104,26 @@ def finish_moves(root: Path, journal: Journal) -> None:
 
 def set_aside(root: Path, path: Path, name: str) -> Path:
     """Move `path` to the set-aside folder, under `name` or, where that is taken, `name` and a number."""
+    target = _free_place(root, name)
+    files.rename(path, target)
+    files.sync_folder(target.parent)
+    files.sync_folder(path.parent)
+    return target
+
+
+def set_copy_aside(root: Path, data: bytes, name: str) -> None:
+    """Write `data` to the set-aside folder, under `name` or, where that is taken, `name` and a number."""
+    if data:
+        files.replace(_free_place(root, name), data)
+
+
+def _free_place(root: Path, name: str) -> Path:
     folder = set_aside_folder(root)
     files.make_folder(folder)
     target, number = folder / name, 1
     while target.exists():
         number += 1
         target = folder / f"{name}-{number}"
-    files.rename(path, target)
-    files.sync_folder(folder)
-    files.sync_folder(path.parent)
     return target
 
 

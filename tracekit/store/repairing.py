@@ -14,7 +14,14 @@ from typing import Any
 
 from tracekit.errors import TraceError
 from tracekit.store import files, lock
-from tracekit.store.committing import commit_manifest, episode_record, finish_moves, move_into_place, set_aside
+from tracekit.store.committing import (
+    commit_manifest,
+    episode_record,
+    finish_moves,
+    move_into_place,
+    set_aside,
+    set_copy_aside,
+)
 from tracekit.store.identity import TRACE_FORMAT, check_readable, root_attributes
 from tracekit.store.journal import Commits, Journal, read_journal
 from tracekit.store.manifest import Manifest
@@ -25,7 +32,6 @@ from tracekit.store.places import (
     manifest_file,
     manifests_folder,
     running_folder,
-    set_aside_folder,
 )
 from tracekit.store.salvage import keep_good_steps, make_parents, salvage_cut_off
 from tracekit.store.schema import EpisodeInfo
@@ -103,7 +109,7 @@ def _mend_journal(root: Path) -> Iterator[str]:
     if not (journal.bad_lines or journal.torn or lost or journal.head is None):
         return
     if there:
-        _set_copy_aside(root, commits_file(root))
+        set_copy_aside(root, commits_file(root).read_bytes(), _flat_name(root, commits_file(root)))
     lines = {record["seq"]: record for record in journal.records}
     if journal.head is None:
         attributes = root_attributes(root)
@@ -183,25 +189,27 @@ def _mend_index(root: Path, path: Path, sizes: Sequence[int], listed: tuple[int,
     end = sum(sizes)
     if not path.is_file() or (end + len(index), crc32c(index, file_crc(path, end))) != listed:
         return False
-    damaged = set_aside(root, path, _flat_name(root, path))
-    cut_shard(damaged, path, sizes)
+    set_copy_aside(root, path.read_bytes()[end:], f"{_flat_name(root, path)}-index")
+    whole = path.with_name("index.tmp")
+    files.remove_file(whole)
+    cut_shard(path, whole, sizes)
+    files.rename(whole, path)
     files.sync_folder(path.parent)
     return True
 
 
 def _rebuilt_manifest(folder: Path, record: Mapping[str, Any]) -> Manifest | None:
     """The manifest from the group attributes and the files as they are, if that is exactly what was committed."""
-    attributes = root_attributes(folder)
-    try:
-        said = Manifest.from_json(attributes)
-    except (KeyError, TypeError, ValueError, TraceError):
-        return None
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     chunks: dict[str, Sequence[int]] = {}
-    for name, spec in said.arrays().items():
-        path = found.get(f"{name}/{shard_name(spec)}")
-        if path is not None and (spec.codec or spec.optional):
-            chunks[name] = read_sizes(path, said.rows[name]) or []
+    try:
+        said = Manifest.from_json(root_attributes(folder))
+        for name, spec in said.arrays().items():
+            path = found.get(f"{name}/{shard_name(spec)}")
+            if path is not None and (spec.codec or spec.optional):
+                chunks[name] = read_sizes(path, said.rows[name]) or []
+    except (KeyError, TypeError, ValueError, TraceError):  # the group attributes are damaged too
+        return None
     entries = {name: (path.stat().st_size, file_crc(path)) for name, path in found.items()}
     info = EpisodeInfo.from_json(record["info"])
     rebuilt = replace(said, info=info, chunks=chunks, files=entries, seq=record["seq"])
@@ -246,13 +254,6 @@ def _write_anew(root: Path, path: Path, data: bytes) -> str:
         set_aside(root, path, _flat_name(root, path))
     files.replace(path, data)
     return f"{path.relative_to(root)}: made anew"
-
-
-def _set_copy_aside(root: Path, path: Path) -> None:
-    files.make_folder(set_aside_folder(root))
-    copy = set_aside_folder(root) / f"{path.name}.copy"
-    files.replace(copy, path.read_bytes())
-    set_aside(root, copy, _flat_name(root, path))
 
 
 def _flat_name(root: Path, path: Path) -> str:

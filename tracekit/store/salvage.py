@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.store import files
-from tracekit.store.committing import Shard, commit, set_aside
+from tracekit.store.committing import Shard, commit, set_aside, set_copy_aside
 from tracekit.store.journal import Commits
 from tracekit.store.metadata import shard_name
-from tracekit.store.places import running_folder, set_aside_folder, steps_log
+from tracekit.store.places import running_folder, steps_log
 from tracekit.store.schema import STREAMS, ArraySpec, EpisodeInfo, stream_of
 from tracekit.store.sealed import unseal
 from tracekit.store.shards import CRC_BYTES, cut_shard, index_bytes, leading_good
@@ -45,7 +45,7 @@ def keep_good_steps(
         kept = list(sizes[name][: rows[name]])
         path = source / name / shard_name(spec)
         if source == running and path.is_file():
-            _set_tail_aside(root, info.id, path, kept)
+            _set_tail_aside(root, path, kept)
         if any(kept):
             make_parents(running, f"{name}/{path.name}")
             shards[name] = Shard(kept, *cut_shard(path, running / name / shard_name(spec), kept))
@@ -95,17 +95,14 @@ def _read_log(log: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
     return header, sizes
 
 
-def _set_tail_aside(root: Path, episode: str, path: Path, kept: Sequence[int]) -> None:
+def _set_tail_aside(root: Path, path: Path, kept: Sequence[int]) -> None:
     """Keep a copy of what is about to be cut off a shard, unless it is nothing but the index."""
     with path.open("rb") as file:
         file.seek(sum(kept))
         tail = file.read()
-    if tail and tail != index_bytes(kept):
-        folder = set_aside_folder(root)
-        files.make_folder(folder)
-        files.make_folder(folder / f"{episode}.tails")
-        name = "-".join(path.relative_to(running_folder(root) / episode).parts)
-        files.replace(folder / f"{episode}.tails" / name, tail)
+    if tail != index_bytes(kept):
+        parts = path.relative_to(running_folder(root)).parts
+        set_copy_aside(root, tail, "-".join([*parts, "tail"]))
     if not any(kept):
         files.remove_file(path)
 

@@ -84,6 +84,7 @@ class TraceWriter:
         held = lock.acquire(root)
         try:
             journal = open_journal(root, format)
+            files.make_folder(running_folder(root))  # empty folders get lost when a store is copied by some tools
             finish_moves(root, journal)
             return cls(root, head["attributes"], held, Commits(root, journal))
         except OSError as error:

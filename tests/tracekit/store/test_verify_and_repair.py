@@ -98,9 +98,9 @@ def test_an_unfinished_step_of_a_cut_off_episode_is_set_aside(make_trace):
     repair(path)
     assert verify(path).clean
     check_prefix(Trace.open(path), "cut", 4, 3, samples=12)
-    tails = path / "journal/set_aside/cut.tails"
-    assert {entry.name for entry in tails.iterdir()} >= {"observables-attention-c.0.0.0.0", "scalars-int64-c.0.0"}
-    assert (tails / "observables-attention-c.0.0.0.0").stat().st_size == 60 * 4 + 4 - 100
+    assert set_aside(path) >= {"cut-observables-attention-c.0.0.0.0-tail", "cut-scalars-int64-c.0.0-tail"}
+    tail = path / "journal/set_aside/cut-observables-attention-c.0.0.0.0-tail"
+    assert tail.stat().st_size == 60 * 4 + 4 - 100
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -334,10 +334,12 @@ def test_a_store_that_lost_everything_but_its_name(make_trace):
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 29])
 def test_a_repair_that_is_interrupted_anywhere_can_be_repeated(make_trace, tmp_path, monkeypatch, every):
-    path = make_trace(4, 5, 3)
+    path = make_trace(4, 5, 3, 2)
     leave_cut_off(path, "cut", 4, 7)
     flip(path / "episodes/ep-1/observables/attention/c.0.0.0.0", 600)
     flip(path / "episodes/ep-0/zarr.json", 5)
+    flip(path / "episodes/ep-2/observation/images/front/c.0.0.0.0", -3)
+    flip(next((path / "journal/manifests").glob("ep-3@*.json")), 30)
     flip(path / "journal/commits.jsonl", 30)
     copy = tmp_path / "copy"
     for stop in range(0, 1000, every):
@@ -347,9 +349,10 @@ def test_a_repair_that_is_interrupted_anywhere_can_be_repeated(make_trace, tmp_p
         repair(copy)
         assert verify(copy).clean, stop
         trace = Trace.open(copy)
-        assert {info.id for info in trace.episodes} == {"ep-0", "ep-1", "ep-2", "cut"}, stop
+        assert {info.id for info in trace.episodes} == {"ep-0", "ep-1", "ep-2", "ep-3", "cut"}, stop
         check_episode(trace, "ep-0", 4, 0)
         check_episode(trace, "ep-2", 3, 2)
+        check_episode(trace, "ep-3", 2, 3)
         check_episode(trace, "cut", 4, 7)
         check_prefix(trace, "ep-1", 2, 1, samples=15)
         if finished:
