@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tracekit.cli import conform, convert, diff, info, prune_store, record, repair, replay, report, verify
+from tracekit.cli import bench, conform, convert, diff, info, prune_store, record, repair, replay, report, verify
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app.command("info")(info.info)
 app.command("replay")(replay.replay)
 app.command("diff")(diff.diff)
 app.add_typer(report.app, name="report")
+app.add_typer(bench.app, name="bench")
 app.command("verify")(verify.verify)
 app.command("repair")(repair.repair)
 app.command("prune-store")(prune_store.prune_store)

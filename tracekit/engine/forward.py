@@ -55,7 +55,7 @@ class PassForward(ABC):
             mask = self._everything.clone()
             mask[torch.from_numpy(self._visual)] = torch.from_numpy(kept)
             positions = mask.nonzero().flatten()
-            return prefix.rows.index_select(0, positions), positions
+            return prefix.rows.index_select(0, positions.to(prefix.rows.device)), positions
 
     def _run(
         self,

@@ -1,0 +1,6 @@
+"""Benchmarks that users run on their own machine: times beside operations, bytes and the machine's measured limits."""
+
+from tracekit.bench.limits import Limits, measure_limits
+from tracekit.bench.model import Line, ModelReport, bench_model
+
+__all__ = ["Limits", "Line", "ModelReport", "bench_model", "measure_limits"]

@@ -1,0 +1,96 @@
+"""`tracekit bench …`: measurements on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from tracekit.cli._console import JsonOption, console, print_json, progress_reporter
+from tracekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracekit.bench import Line
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure on this machine, beside the limits it sets.", no_args_is_help=True)
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure on this machine, beside the limits it sets."""
+
+
+@app.command("model")
+def model(
+    preset: Annotated[
+        str, typer.Option(help="mla-7b, mla-1layer (one layer at full width) or reference.")
+    ] = "mla-1layer",
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    rates: Annotated[str, typer.Option(help="Pruned per cent of either modality.", metavar="R[,R…]")] = "50,60,70,80",
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; medians are shown.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads within an operation.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Time one control step with random weights at the widths of the release: as it runs, with reuse, and pruned."""
+    from tracekit.bench import bench_model
+
+    if dtype not in {"float32", "bfloat16"}:
+        raise ConfigError(f"--dtype {dtype}: choose float32 or bfloat16")
+    if rounds < 1:
+        raise ConfigError(f"--rounds {rounds}: give at least 1")
+    with progress_reporter() as report:
+        result = bench_model(
+            preset,
+            device=device,
+            dtype=dtype,
+            rates=_rates(rates),
+            rounds=rounds,
+            threads=threads,
+            progress=report,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    screen = console()
+    screen.print(
+        f"{preset}, {dtype} on {device}, random weights. Limits measured in this run: "
+        f"{result.limits.matrix_rate / 1e9:.0f} GFLOP/s, {result.limits.bandwidth / 1e9:.1f} GB/s.",
+        highlight=False,
+    )
+    screen.print(
+        _table("Parts", result.parts), _table("Control steps (decoder and encoders; no lm_head)", result.steps)
+    )
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(part) / 100 for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--rates {text}: give per cents separated by commas, such as 50,70") from None
+
+
+def _table(title: str, lines: Sequence[Line]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in ("ms", "± half range", "visual tokens", "decoder GFLOP", "decoder GB", "limit ms", "limit / measured"):
+        table.add_column(name, justify="right")
+    for line in lines:
+        known = line.decoder_flops is not None and line.decoder_bytes is not None
+        table.add_row(
+            line.name,
+            f"{line.median_ms:.1f}",
+            f"{line.spread_ms / 2:.1f}",
+            "" if line.tokens is None else str(line.tokens),
+            f"{line.decoder_flops / 1e9:.1f}" if known and line.decoder_flops is not None else "",
+            f"{line.decoder_bytes / 1e9:.2f}" if known and line.decoder_bytes is not None else "",
+            "" if line.limit_ms is None else f"{line.limit_ms:.1f}",
+            "" if line.efficiency is None else f"{line.efficiency:.2f}",
+        )
+    return table
