@@ -5,7 +5,6 @@ import lzma
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,16 +19,15 @@ from replay import Replay
 from tests.release_double import double as double_module
 from tests.release_double import encoders
 from tests.release_double.double import double_of
+from tests.release_double.runs import fingerprint, make_inputs, observation_of, record
 from tests.tracekit.model.release_files import IDS, release_policy
 from tracekit import keys
-from tracekit.actions import ActionSpec
 from tracekit.capture import CaptureSpec
 from tracekit.config import load_config
 from tracekit.engine import Controller, StepOptions
 from tracekit.errors import PolicyError, TraceError
 from tracekit.layout import TokenLayout
 from tracekit.model import load_release
-from tracekit.observation import Observation
 from tracekit.policy import Precision, register_policy
 from tracekit.records import recorded_draws, recorded_observation
 from tracekit.store import Trace
@@ -45,48 +43,6 @@ def policy():
 @pytest.fixture
 def mla(policy):
     return double_of(policy, {"close box": IDS})
-
-
-def make_inputs(seed=0):
-    random = np.random.default_rng(seed)
-    return {
-        "image": random.integers(0, 256, (224, 224, 3), dtype=np.uint8),
-        "pointcloud": random.uniform((-0.5, -0.5, 0.8), (0.9, 0.5, 1.8), (1024, 3)).astype(np.float32),
-        "instruction": "close box",
-        "cur_robot_state": random.uniform(-0.4, 0.4, 7),
-    }
-
-
-def observation_of(inputs):
-    images = {"front": inputs["image"]}
-    return Observation(images, inputs["pointcloud"], inputs["cur_robot_state"], inputs["instruction"])
-
-
-def record(mla, policy, path, seeds=(0, 1), **options):
-    """A trace of one episode whose steps see `make_inputs(seed)`; returns the actions."""
-    actions = []
-    with (
-        recorders.attach(mla, path, action_spec=policy.action_spec, **options) as recorder,
-        recorder.episode("close_box", "close box", seed=1, uid=5, episode_id="only") as episode,
-    ):
-        for seed in seeds:
-            inputs = make_inputs(seed)
-            with episode.step(observation_of(inputs)) as step:
-                step.action = mla.predict_action_diff(**inputs)
-            actions.append(step.action)
-    return actions
-
-
-def fingerprint(mla):
-    """Everything that attaching could leave behind: hooks and the namespaces of all objects.
-
-    transformers itself leaves a `forward` on the layers whose outputs it collects.
-    """
-    found = {}
-    for path, module in [("", mla), *mla.named_modules()]:
-        hooks = [len(v) for k, v in sorted(vars(module).items()) if "hooks" in k and hasattr(v, "__len__")]
-        found[path] = ({*vars(module)} - ({"forward"} if ".layers." in path else set()), hooks)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -288,97 +244,6 @@ def test_sites_can_be_given(mla, policy, tmp_path):
     assert Trace.open(tmp_path / "t").episode("only").read(keys.FPS_STARTS, 0).shape == (policy.passes, 0)
 
 
-class Fused(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv_proj = nn.Linear(4, 12)
-
-
-def refused(mla, policy, tmp_path, **options) -> str:
-    before = fingerprint(mla)
-    with pytest.raises(PolicyError) as caught:
-        record(mla, policy, tmp_path / str(len([*tmp_path.iterdir()])), seeds=(0,), **options)
-    assert "\n" not in str(caught.value)
-    assert fingerprint(mla) == before
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("sites", "message"),
-    [
-        ({"head": "vlm.nothing.there"}, "vlm has no 'nothing'"),
-        ({"head": "forward"}, "no torch module"),
-        ({"heads": "vlm"}, "no site 'heads'"),
-        ({"backbone": "vlm.final_layer"}, "no attention with separate q_proj, k_proj, v_proj"),
-        ({"head": "vlm.proprio_embedder"}, "no noise like (3, 7)"),
-        ({"predict": "vlm.ids"}, "vlm has no 'ids'"),
-        ({"fps": ("vlm.projector_3d",)}, "chosen indices"),
-        ({"centres": "vlm.projector_3d", "fps": ()}, "does not return (tokens, centres"),
-        ({"image": "vlm.projector_3d", "point": "vlm.projector_2d"}, "256"),
-    ],
-)
-def test_wrong_sites_get_one_line(mla, policy, tmp_path, sites, message):
-    if message == "256":
-        record(mla, policy, tmp_path / "t", seeds=(0,), sites=sites)  # both are 256 rows: a mere exchange of names
-        layout = Trace.open(tmp_path / "t").episode("only").info.attributes["layout"]
-        assert [name for name, *_ in layout][1:3] == ["image.front", "point"]
-        return
-    assert message in refused(mla, policy, tmp_path, sites=sites)
-
-
-def test_a_model_without_llama_shaped_attention_is_refused(mla, policy, tmp_path):
-    for layer in mla.vlm.llm_backbone.llm.model.layers:
-        layer.self_attn = Fused()
-    assert "no LLaMA-shaped decoder" in refused(mla, policy, tmp_path)
-
-
-def test_attention_that_cannot_be_rebuilt_is_refused(mla, policy, tmp_path):
-    attention = mla.vlm.llm_backbone.llm.model.layers[0].self_attn
-    attention.q_norm = nn.Identity()
-    assert "normalises queries or keys" in refused(mla, policy, tmp_path)
-    del attention.q_norm
-    attention.config._attn_implementation = "flex_attention"
-    assert 'attn_implementation="sdpa"' in refused(mla, policy, tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own imports
-def test_a_compiled_module_is_refused(mla, policy, tmp_path):
-    whole = mla.vlm.llm_backbone
-    mla.vlm.llm_backbone = torch.compile(whole)
-    assert "vlm.llm_backbone is compiled by torch.compile" in refused(mla, policy, tmp_path)
-    mla.vlm.llm_backbone = whole
-    whole.llm.model.compile()
-    assert "vlm.llm_backbone.llm.model is compiled" in refused(mla, policy, tmp_path)
-
-
-def test_what_does_not_fit_is_refused(mla, policy, tmp_path):
-    other_spec = SimpleNamespace(action_spec=ActionSpec())
-    assert "action_spec (rot6d) has 10" in refused(mla, other_spec, tmp_path)
-    other = release_policy(intermediate_size=56).freeze(Precision())
-    assert "load both from the same checkpoint" in refused(mla, policy, tmp_path, identity=other.identity)
-    assert "embeds 1 images per pass" in refused(mla, policy, tmp_path, views=("front", "wrist"))
-
-
-def test_another_sampler_is_refused(mla, policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(double_module, "alpha_bars", lambda: np.linspace(0.99, 0.01, 100))
-    with pytest.raises(PolicyError, match="DDIM successor of pass 0"):
-        record(mla, policy, tmp_path / "t", seeds=(0,))
-
-
-def test_autocast_is_recorded_as_what_it_is(mla, policy, tmp_path):
-    with torch.autocast("cpu", torch.bfloat16):
-        assert 'pass dtype="bfloat16"' in refused(mla, policy, tmp_path)
-        torch.manual_seed(3)
-        alone = mla.predict_action_diff(**make_inputs())
-        torch.manual_seed(3)
-        [action] = record(mla, policy, tmp_path / "bf16", seeds=(0,), dtype="bfloat16")
-    assert action.tobytes() == alone.tobytes()
-    trace = Trace.open(tmp_path / "bf16")
-    assert trace.attributes["execution"]["dtype"] == "bfloat16"
-    sample = trace.episode("only").read(keys.ACTION_SAMPLES, 0)[-1]
-    assert np.abs(sample - mla.unclipped.float().numpy()).max() <= 1e-2 * np.abs(sample).max()
-
-
 def test_several_views_and_unknown_rows_are_laid_out():
     random = torch.Generator().manual_seed(0)
     part = {name: torch.randn(size, 8, generator=random) for name, size in (("a", 256), ("b", 256), ("w", 3), ("x", 2))}
@@ -400,15 +265,6 @@ def test_several_views_and_unknown_rows_are_laid_out():
     seen.blocks["proprio"] = [torch.full((1, 8), 5.0)]
     with pytest.raises(PolicyError, match="the 1 rows of 'proprio' are not among the 520"):
         layout_of(seen, ("front", "wrist"))
-
-
-def test_recording_twice_at_once_is_refused(mla, policy, tmp_path):
-    with (
-        recorders.attach(mla, tmp_path / "one", action_spec=policy.action_spec),
-        pytest.raises(PolicyError, match="already"),
-    ):
-        record(mla, policy, tmp_path / "two")
-    record(mla, policy, tmp_path / "three", seeds=(0,))
 
 
 def test_blocks_are_located_bit_for_bit():
