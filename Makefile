@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo-output
 TASKS := close_box,close_laptop,close_fridge
 
-.PHONY: demo test test-all lint types docs bench wheel clean
+.PHONY: demo test test-slow lint types docs bench wheel clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -29,8 +29,8 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
-test-all: $(READY)
-	$(BIN)/python -m pytest -q -n 2
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
