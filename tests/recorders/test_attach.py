@@ -179,14 +179,14 @@ def test_trace_replays_through_our_model_of_the_same_weights(policy, recorded, e
         result = controller.step(recorded_observation(episode, index, {}), recorded_draws(episode, index))
         ours, theirs = result.samples, episode.read(keys.ACTION_SAMPLES, index)
         assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
-        for record, patch, centres in zip(
+        for encoded, patch, centres in zip(
             result.encoded,
             episode.read(keys.POINT_PATCH, index),
             episode.read(keys.POINT_CENTRES, index),
             strict=True,
         ):
-            assert np.array_equal(record.patch, patch)
-            assert np.array_equal(record.centres, centres)
+            assert np.array_equal(encoded.patch, patch)
+            assert np.array_equal(encoded.centres, centres)
         rows = episode.read(keys.ROWS, index)[0]
         assert np.abs(result.encoded[0].rows - rows).max() <= 1e-5 * np.abs(rows).max()
 
