@@ -61,19 +61,19 @@ class ReplayResult:
             "tables": {summary.config.name: summary.config.to_json() for summary in self.summaries},
         }
         with TraceWriter.create(target, {"kind": "replay", **manifest}, format=REPLAY_FORMAT) as writer:
-            for name, episodes in self.episodes.items():
+            for number, (name, episodes) in enumerate(self.episodes.items()):
                 for index, episode in enumerate(episodes):
-                    _save_episode(writer, name, index, episode)
+                    info = EpisodeInfo(
+                        id=f"{number}.{index}",  # names are free text; here they could clash, or be no folder's name
+                        task=name,
+                        uid=index,
+                        attributes={"configuration": name, "episode": episode.id},
+                    )
+                    _save_episode(writer, info, episode)
 
 
-def _save_episode(writer: TraceWriter, configuration: str, index: int, episode: EpisodeReplay) -> None:
+def _save_episode(writer: TraceWriter, info: EpisodeInfo, episode: EpisodeReplay) -> None:
     rows = [_step_arrays(step) for step in episode.steps]
-    info = EpisodeInfo(
-        id=f"{_portable(configuration)}.{episode.id}",
-        task=configuration,
-        uid=index,
-        attributes={"configuration": configuration, "episode": episode.id},
-    )
     with writer.episode(info, _schema(rows)) as stored:
         for row in rows:
             stored.append(row)
@@ -89,11 +89,6 @@ def _schema(rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, ArraySp
             missing = any(key not in other for other in rows)
             schema[key] = ArraySpec(dtype=str(value.dtype), shape=value.shape, axes=axes, optional=missing)
     return schema
-
-
-def _portable(name: str) -> str:
-    """`name` with everything but letters, digits, `.`, `_`, `-` replaced by `-`."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
 
 
 def _step_arrays(step: StepReplay) -> dict[str, npt.NDArray[Any]]:
@@ -152,15 +147,25 @@ class SavedReplay:
         return {summary["name"]: summary for summary in self.manifest["configurations"]}
 
     def episodes(self, configuration: str) -> list[tuple[str, Episode]]:
-        """(trace episode id, stored episode) of one configuration; raises TraceError naming those that are there."""
+        """(trace episode id, stored episode) of one configuration.
+
+        Raises TraceError naming the configurations that are there, or if the replay was not saved to its end.
+        """
         if configuration not in self.configurations:
             known = ", ".join(self.configurations)
             raise TraceError(f"{self.path}: no configuration {configuration!r}; it has: {known}")
-        return [
-            (info.attributes["episode"], self.store.episode(info.id))
+        stored = {
+            info.attributes["episode"]: info.id
             for info in self.store.episodes
             if info.attributes["configuration"] == configuration
-        ]
+        }
+        for name in self.manifest["episodes"]:
+            if name not in stored:
+                raise TraceError(
+                    f"{self.path}: the replay was not saved to its end, episode {name!r} of {configuration!r} is "
+                    "missing; replay and save it again"
+                )
+        return [(name, self.store.episode(stored[name])) for name in self.manifest["episodes"]]
 
     def digests(self, configuration: str) -> list[StepDigests]:
         """Per-step digests of one configuration, in order."""
