@@ -17,7 +17,7 @@ from tracekit.store.manifest import Manifest
 from tracekit.store.places import episodes_folder, manifests_folder
 from tracekit.store.schema import stream_of
 from tracekit.store.sealed import crc32c
-from tracekit.store.verifying import load_manifest, verify
+from tracekit.store.verifying import load_manifest
 
 __all__ = ["Pruned", "prune_store"]
 
@@ -41,14 +41,11 @@ def prune_store(path: str | Path, keys: Sequence[str], *, dry_run: bool = False)
 
     Readers see an episode with them or without them, never half; other arrays are not touched. Scalars that share a
     table stay: they take no space worth having. With `dry_run`, only says what would go. Raises TraceError, with
-    nothing deleted, if `path` is no store or not clean, if a writer is at work on it, or if nothing matches.
+    nothing deleted, if `path` is no store, if its metadata are damaged, if a writer is at work on it, or if nothing
+    matches.
     """
     root = Path(path)
     check_readable(root, writing=True)
-    found = verify(root)
-    if not found.clean:
-        problem = found.problems[0]
-        raise TraceError(f"{root}: {problem.path} {problem.what}; run `tracekit repair` before pruning the store")
     held = lock.acquire(root)
     try:
         return _prune(root, keys, dry_run=dry_run)
@@ -60,11 +57,14 @@ def prune_store(path: str | Path, keys: Sequence[str], *, dry_run: bool = False)
 
 def _prune(root: Path, patterns: Sequence[str], *, dry_run: bool) -> Pruned:
     journal = read_journal(root)
+    records = journal.episodes()
+    manifests = [m for record in records.values() if (m := load_manifest(root, record)) is not None]
+    if journal.head is None or journal.bad_lines or len(manifests) < len(records):
+        raise TraceError(f"{root}: its journal or a manifest is damaged; run `tracekit repair` before pruning")
     finish_moves(root, journal)
-    manifests = [m for record in journal.episodes().values() if (m := load_manifest(root, record)) is not None]
     going = {manifest.info.id: _matching(manifest, patterns) for manifest in manifests}
     names = sorted({key for keys in going.values() for key in keys})
-    swept = [manifest.info.id for manifest in manifests if not dry_run and _sweep(root, manifest)]
+    swept = not dry_run and sum(_sweep(root, manifest) for manifest in manifests if manifest.dropped) > 0
     if not names and not swept:
         there = sorted({key for manifest in manifests for key in manifest.schema if _own_array(manifest, key)})
         raise TraceError(f"{root}: no array matches {', '.join(patterns)}; it has: {', '.join(there) or 'none'}")
@@ -112,20 +112,22 @@ def _drop(root: Path, commits: Commits, manifest: Manifest, keys: Sequence[str])
     entries = {**shards, **{path: (len(data), crc32c(data)) for path, data in documents.items()}}
     info = replace(kept.info, nbytes=sum(size for size, _ in entries.values()))
     commit_manifest(root, commits, replace(kept, info=info, files=entries))
-    folder = episodes_folder(root) / manifest.info.id
-    files.replace(folder / "zarr.json", documents["zarr.json"])
-    _sweep(root, replace(kept, files=entries))
+    _sweep(root, replace(kept, info=info, files=entries))
     for old in manifests_folder(root).glob(f"{manifest.info.id}@*.json"):
         if old.name != f"{manifest.info.id}@{commits.next_seq - 1}.json":
             files.remove_file(old)
 
 
 def _sweep(root: Path, manifest: Manifest) -> bool:
-    """Delete the folders of dropped arrays, and of groups that lost their last one; whether there were any."""
+    """Delete the folders of dropped arrays, and of groups that lost their last one; whether anything was left to do."""
     folder = episodes_folder(root) / manifest.info.id
+    about = manifest.documents()["zarr.json"]
+    stale = not (folder / "zarr.json").is_file() or (folder / "zarr.json").read_bytes() != about
+    if stale:
+        files.replace(folder / "zarr.json", about)
     kept = {parent for path in manifest.files for parent in Path(path).parents}
     gone = {next(p for p in (*reversed(Path(key).parents), Path(key)) if p not in kept) for key in manifest.dropped}
     left = [folder / path for path in gone if (folder / path).exists()]
     for path in left:
         files.remove_tree(path)
-    return bool(left)
+    return stale or bool(left)

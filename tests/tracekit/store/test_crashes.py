@@ -135,7 +135,7 @@ def operations_of_a_recording(path: Path) -> int:
     return int(out)
 
 
-@pytest.mark.parametrize("places", [3, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("places", [3, pytest.param(80, marks=pytest.mark.slow)])
 def test_killed_inside_a_file_operation(make_trace, tmp_path, places):
     """Writes stop half way, and fsync, rename and folder operations do not happen: in steps, in commits, in between."""
     path = make_trace(2)

@@ -10,7 +10,7 @@ import zarr
 
 from tests.tracekit.store.support import SCHEMA, check_episode, contents, expected, record
 from tracekit.errors import TraceError
-from tracekit.store import Trace, TraceWriter, files, prune_store, repair, verify
+from tracekit.store import Trace, TraceWriter, dropping, files, prune_store, repair, verify
 
 DROPPED = {"observation/images/front", "depth", "streams/arm/time_ns", "streams/arm/value"}
 
@@ -67,21 +67,22 @@ def test_what_cannot_be_pruned_is_refused(make_trace):
         prune_store(path, ["streams/arm/value"])
     with TraceWriter.append(path, {}), pytest.raises(TraceError, match="another writer"):
         prune_store(path, ["depth"])
-    (path / "episodes/ep-0/zarr.json").write_text("{}")
+    (path / "journal/manifests/ep-0@1.json").write_text("{}")
     with pytest.raises(TraceError, match=r"run `tracekit repair` before pruning"):
         prune_store(path, ["depth"])
     repair(path)
     assert contents(path).items() >= before.items()
 
 
-def test_an_interrupted_pruning_is_taken_up_again(make_trace, monkeypatch):
+@pytest.mark.parametrize("place", [(files, "remove_tree"), (dropping, "_sweep")], ids=lambda place: place[1])
+def test_an_interrupted_pruning_is_taken_up_again(make_trace, monkeypatch, place):
     path = make_trace(2, 3)
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "remove_tree", interrupted)
+        patched.setattr(*place, interrupted)
         with pytest.raises(KeyboardInterrupt):
             prune_store(path, ["hidden/*"])
     trace = Trace.open(path)

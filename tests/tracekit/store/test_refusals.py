@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -285,6 +286,30 @@ def test_a_second_writer_is_refused_in_this_process_and_in_another(make_trace):
         assert "another writer" in other.stderr
         assert [info.id for info in Trace.open(path).episodes] == ["ep-0"]
     TraceWriter.append(path, {}).close()
+
+
+def test_a_reader_that_keeps_opening_never_sees_half_an_episode(make_trace):
+    path = make_trace(2)
+    done = threading.Event()
+
+    def write():
+        with TraceWriter.append(path, {}) as writer:
+            for seed in range(1, 25):
+                record(writer, f"ep-{seed}", 2, seed)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = [0]
+    while not done.is_set():
+        trace = Trace.open(path)
+        for info in trace.episodes[seen[-1] :]:
+            check_episode(trace, info.id, 2, int(info.id[3:]))
+        seen.append(len(trace.episodes))
+    writer.join()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+    assert len(Trace.open(path).episodes) == 25
 
 
 def test_the_lock_of_a_dead_process_does_not_count(make_trace):
