@@ -101,6 +101,12 @@ class Configuration:
                 f'pruner {self.kind!r} as configured scores single point tokens and needs reuse.fps = "pinned": '
                 "with freely drawn FPS starts a point token's index means nothing across passes"
             )
+        reduction = getattr(self.pruner, "reduction", None)
+        if reduction is not None and reduction.passes != "first" and self.observe.feedback != "recorded":
+            raise ConfigError(
+                f'pruner.reduction.passes = "{reduction.passes}" needs unpruned later passes, and this pruner prunes '
+                'them; use passes = "first", or observe.mode = "lagged" with feedback = "recorded"'
+            )
 
     @property
     def method(self) -> Pruner:
@@ -113,11 +119,12 @@ class Configuration:
         return digest_json({key: value for key, value in self.to_json().items() if key != "name"})
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved configuration as plain tables, in the TOML's schema."""
+        """The resolved configuration as plain tables, in the TOML's schema: `from_table` reads it back."""
+        observing = {"observe": plain(self.observe)} if self.method.observes == "forward" else {}
         return {
             "name": self.name,
             "pruner": {"kind": self.kind, **plain(self.pruner)},
-            "observe": plain(self.observe),
+            **observing,
             "reuse": plain(self.reuse),
             "execution": plain(self.execution),
         }
@@ -141,7 +148,7 @@ class Configuration:
                 raise ConfigError(f"{key} = {table[key]!r}: must be a table, [{key}]")
         pruner = dict(table.get("pruner", {}))
         kind = pruner.pop("kind", None)
-        if kind not in PRUNERS:
+        if not isinstance(kind, str) or kind not in PRUNERS:
             what = "pruner.kind is missing" if kind is None else f"pruner.kind = {kind!r}: no such pruner"
             raise ConfigError(f"{what}; {nearest(str(kind), PRUNERS)}")
         method = PRUNERS[kind]
