@@ -86,8 +86,9 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ArraySpec:
-        """Inverse of `to_json`."""
-        return cls(**{**data, "shape": tuple(data["shape"]), "axes": tuple(data["axes"])})
+        """Inverse of `to_json`; fields of a newer minor version are passed over."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        return cls(**{**known, "shape": tuple(data["shape"]), "axes": tuple(data["axes"])})
 
     def row(self, value: npt.ArrayLike) -> npt.NDArray[Any] | None:
         """`value` as one C-ordered little-endian row of this array, or None if it does not fit exactly.

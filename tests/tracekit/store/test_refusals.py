@@ -16,8 +16,8 @@ import zarr
 
 from tests.tracekit.store.support import SCHEMA, check_episode, contents, record, samples_of, step_of
 from tracekit.errors import TraceError, TracekitError
-from tracekit.store import ArraySpec, EpisodeInfo, EpisodeWriter, Trace, TraceWriter
-from tracekit.store.sealed import seal, unseal
+from tracekit.store import ArraySpec, EpisodeInfo, EpisodeWriter, Trace, TraceWriter, repair, verify
+from tracekit.store.sealed import crc32c, seal, unseal
 from tracekit.store.shards import ShardWriter
 
 
@@ -52,12 +52,23 @@ def test_opening_what_is_no_trace_says_what_it_is(tmp_path, make, what):
 
 def test_a_newer_minor_version_is_readable_but_not_continued(make_trace):
     path = make_trace(3)
-    rewrite_head(path, version="1.9", novelty={"a": 1})
+    rewrite_head(path, version="1.10", novelty={"a": 1})
+    manifest = path / "journal/manifests/ep-0@1.json"
+    said = unseal(manifest.read_bytes())
+    arrays = [[key, {**spec, "novelty": 1}] for key, spec in said["arrays"]]
+    manifest.write_bytes(seal({**said, "info": {**said["info"], "novelty": 2}, "arrays": arrays, "novelty": [3]}))
     journal = path / "journal/commits.jsonl"
-    journal.write_bytes(journal.read_bytes() + seal({"kind": "a kind of a later version", "seq": 2}))
+    head, line = journal.read_bytes().splitlines(keepends=True)
+    record_of_it = unseal(line)
+    about = {**record_of_it["manifest"], "size": manifest.stat().st_size, "crc32c": crc32c(manifest.read_bytes())}
+    later = seal({"kind": "a kind of a later version", "seq": 2})
+    journal.write_bytes(head + seal({**record_of_it, "manifest": about, "novelty": 4}) + later)
     check_episode(Trace.open(path), "ep-0", 3, 0)
-    with pytest.raises(TraceError, match=r"format version 1\.9, this tracekit writes 1\.0; update it to go on"):
+    assert verify(path).clean
+    with pytest.raises(TraceError, match=r"format version 1\.10, this tracekit writes 1\.0; update it to go on"):
         TraceWriter.append(path, {})
+    with pytest.raises(TraceError, match=r"this tracekit writes 1\.0; update it to go on"):
+        repair(path)
 
 
 def test_an_unknown_major_version_is_refused(make_trace):
