@@ -41,9 +41,10 @@ def by_share(scores, threshold):
 
 
 def sp_vla_velocity(scores, edges, n_2d, speed, v_threshold, z_min):
-    if speed <= v_threshold:
-        return set(range(n_2d)), set(range(len(scores) - n_2d))
-    threshold = 1 - (min(speed, 1) - v_threshold) * z_min / (1 - v_threshold)
+    """None where T is 1 and nothing is pruned."""
+    threshold = 1.0 if speed <= v_threshold else 1 - (min(speed, 1) - v_threshold) * z_min / (1 - v_threshold)
+    if threshold == 1:
+        return None
     images, points = scores[:n_2d], scores[n_2d:]
     return edges | by_share(images, threshold), by_share(points, threshold) if points else set()
 
