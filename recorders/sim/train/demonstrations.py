@@ -1,0 +1,271 @@
+"""Demonstrations: the expert's answer at every frame of episodes that were pushed off course now and then.
+
+The expert keeps no memory, so its answer is the right label in any state. Executing it with noise visits states from
+which a policy has to find back, and the label there says how.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from numcodecs import Blosc
+
+from recorders.sim.environment import SCENE_VERSION, VIEW, Environment, episode_uid
+from recorders.sim.expert import Expert
+from recorders.sim.sensor import SegmentationClass
+from recorders.sim.world import World
+from tracekit.camera import Camera
+from tracekit.errors import ConfigError, TraceError
+from tracekit.layout import GRID, PATCHES_PER_VIEW
+from tracekit.observation import Observation
+
+__all__ = ["LANDMARKS", "Demonstration", "demonstration_path", "demonstrations_digest", "record_demonstrations"]
+
+FORMAT = 1
+LANDMARKS = ("goal", "target", "item")
+"""Places that the auxiliary losses ask for: the expert's next pose, the named object, and what has to be moved."""
+
+_LONGEST = 20
+"""Key poses after which an episode is given up; more than a policy gets, because noise costs some."""
+
+_NOISY_EPISODES, _NOISY_STEPS = 0.75, 0.4
+_NOISE_METRES, _NOISE_ROTATION = 0.025, 0.12
+_ITEM_RADIUS = 0.085
+"""Pixels nearer to the item's origin than this, in metres, show the item and not the named object."""
+
+_CODEC = Blosc("zstd", clevel=5, shuffle=Blosc.NOSHUFFLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One episode of T labelled frames; observation T + 1 is what the last action led to.
+
+    `images`: T + 1 compressed frames, see `image`. `points`: (T + 1, 1024, 3) float32 m. `state`: (T, A) float64.
+    `action`: (T, A) float64, the expert's clean answer. `landmarks`: (T, 3, 3) float32 m of `LANDMARKS`, NaN where the
+    task has none. `patch_xyz`: (T, 256, 3) float32 m, mean place of what a patch shows, NaN where nothing was hit.
+    `patch_pixels`: (T, 256, 2) uint8, pixels of the named object and of other objects. `patch_named` is the first.
+    """
+
+    task: str
+    seed: int
+    instruction: str
+    success: bool
+    images: tuple[bytes, ...]
+    points: npt.NDArray[np.float32]
+    state: npt.NDArray[np.float64]
+    action: npt.NDArray[np.float64]
+    landmarks: npt.NDArray[np.float32]
+    patch_xyz: npt.NDArray[np.float32]
+    patch_pixels: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def image(self, frame: int) -> npt.NDArray[np.uint8]:
+        """(224, 224, 3) uint8 picture of observation `frame`, 0 ... T."""
+        pixels = np.frombuffer(_CODEC.decode(self.images[frame]), np.uint8)
+        side = round((pixels.size / 3) ** 0.5)
+        return pixels.reshape(side, side, 3)
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        lengths = [len(image) for image in self.images]
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(
+                    file,
+                    version=np.array([FORMAT, SCENE_VERSION]),
+                    success=np.array(self.success),
+                    instruction=np.frombuffer(self.instruction.encode(), np.uint8),
+                    images=np.frombuffer(b"".join(self.images), np.uint8),
+                    image_ends=np.cumsum(lengths),
+                    points=self.points,
+                    state=self.state,
+                    action=self.action,
+                    landmarks=self.landmarks,
+                    patch_xyz=self.patch_xyz,
+                    patch_pixels=self.patch_pixels,
+                )
+            partial.rename(path)
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be written ({error}); give --data a place with room") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Demonstration:
+        """The episode in `path` (`<task>/<seed>.npz`); raises TraceError if it is damaged or of other scenes."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                data = {key: file[key] for key in file.files}
+            if data["version"].tolist() != [FORMAT, SCENE_VERSION]:
+                raise TraceError(f"{path}: recorded by another version of the simulator; give --data another folder")
+            ends = [0, *data["image_ends"].tolist()]
+            stream = data["images"].tobytes()
+            return cls(
+                task=path.parent.name,
+                seed=int(path.stem),
+                instruction=data["instruction"].tobytes().decode(),
+                success=bool(data["success"]),
+                images=tuple(stream[a:b] for a, b in zip(ends, ends[1:], strict=False)),
+                points=data["points"],
+                state=data["state"],
+                action=data["action"],
+                landmarks=data["landmarks"],
+                patch_xyz=data["patch_xyz"],
+                patch_pixels=data["patch_pixels"],
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise TraceError(f"{path}: not a demonstration ({error}); remove it and run the command again") from error
+
+
+def demonstration_path(folder: Path, task: str, seed: int) -> Path:
+    """Where the demonstration of `seed` is kept."""
+    return folder / task / f"{seed}.npz"
+
+
+def record_demonstrations(
+    folder: Path,
+    plan: Sequence[tuple[str, int]],
+    processes: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> int:
+    """Record what of `plan`, pairs of task and seed, is not in `folder` yet; returns the number of new episodes.
+
+    Each episode is a file of its own, so a stopped run loses the episode it was in and is taken up by the next.
+    """
+    if processes < 1:
+        raise ConfigError(f"{processes} processes: give at least 1")
+    missing = [(task, seed) for task, seed in plan if not demonstration_path(folder, task, seed).exists()]
+    for done, _ in enumerate(_carried_out(folder, missing, processes)):
+        if progress is not None:
+            progress("recording demonstrations", done + 1, len(missing))
+    return len(missing)
+
+
+def demonstrations_digest(folder: Path, plan: Sequence[tuple[str, int]]) -> str:
+    """SHA-256 (hex) over task, seed and content of the demonstrations of `plan`, in its order."""
+    digest = hashlib.sha256()
+    for task, seed in plan:
+        digest.update(f"{task}:{seed}:".encode())
+        digest.update(hashlib.sha256(demonstration_path(folder, task, seed).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _carried_out(folder: Path, plan: Sequence[tuple[str, int]], processes: int) -> Iterator[None]:
+    if processes == 1 or len(plan) < 2:
+        for task, seed in plan:
+            yield _record(folder, task, seed)
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_record, folder, task, seed) for task, seed in plan]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _record(folder: Path, task: str, seed: int) -> None:
+    _demonstrate(_environment(task), seed).save(demonstration_path(folder, task, seed))
+
+
+@lru_cache(maxsize=None)
+def _environment(task: str) -> Environment:
+    environment = Environment(task)
+    environment.max_steps = _LONGEST
+    return environment
+
+
+def _demonstrate(environment: Environment, seed: int) -> Demonstration:
+    """The episode of `seed`, executed with noise that the seed determines."""
+    observation = environment.reset(seed)
+    expert = Expert(environment)
+    rng = np.random.Generator(np.random.PCG64([seed, episode_uid(environment.task, seed)]))
+    noisy = rng.random() < _NOISY_EPISODES
+    frames: list[dict[str, npt.NDArray[Any]]] = []
+    images, points = [_compressed(observation)], [_cloud(observation)]
+    done = success = False
+    while not done:
+        action = expert.act()
+        frames.append(_labels(environment, observation) | {"state": observation.state, "action": action})
+        if noisy and rng.random() < _NOISY_STEPS:
+            action = action.copy()
+            action[:3] += rng.normal(0.0, _NOISE_METRES, 3)
+            action[3:-1] += rng.normal(0.0, _NOISE_ROTATION, len(action) - 4)
+        outcome = environment.step(action)
+        observation, done, success = outcome.observation, outcome.done, outcome.success
+        images.append(_compressed(observation))
+        points.append(_cloud(observation))
+    return Demonstration(
+        task=environment.task,
+        seed=seed,
+        instruction=environment.instruction,
+        success=success,
+        images=tuple(images),
+        points=np.stack(points),
+        **{key: np.stack([frame[key] for frame in frames]) for key in frames[0]},
+    )
+
+
+def _labels(environment: Environment, observation: Observation) -> dict[str, npt.NDArray[Any]]:
+    """What the auxiliary losses are told about one frame; see `Demonstration`."""
+    world = environment.world
+    item = _item(world)
+    goal = environment.scenario.next_pose(world).point
+    places = np.stack([goal, world.position("target"), item]).astype(np.float32)
+    depth, classes = observation.depth[VIEW], observation.segmentation[VIEW]
+    xyz = _unprojected(depth, environment.camera)
+    moved = np.linalg.norm(xyz - item, axis=-1) < _ITEM_RADIUS  # False where there is no item: its place is NaN
+    named = (classes == SegmentationClass.TARGET) & ~moved
+    counts = np.stack([_cells(named).sum(1), _cells(classes == SegmentationClass.OTHER).sum(1)], axis=-1)
+    hit = _cells(depth > 0)
+    total = np.stack([np.where(hit, _cells(xyz[..., axis]), 0.0).sum(1) for axis in range(3)], axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(hit.any(1)[:, None], total / hit.sum(1)[:, None], np.nan)
+    return {"landmarks": places, "patch_xyz": mean.astype(np.float32), "patch_pixels": counts.astype(np.uint8)}
+
+
+def _item(world: World) -> npt.NDArray[np.float64]:
+    """(3,) place of the loose thing that the task moves, NaN in tasks without one."""
+    if mujoco.mj_name2id(world.model, mujoco.mjtObj.mjOBJ_BODY, "target_item") < 0:
+        return np.full(3, np.nan)
+    return world.position("target_item")
+
+
+def _unprojected(depth: npt.NDArray[np.float32], camera: Camera) -> npt.NDArray[np.float64]:
+    """(H, W, 3) metres in the base frame of every pixel centre at `depth` (H, W)."""
+    rows, columns = np.mgrid[: camera.height, : camera.width] + 0.5
+    rays = np.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones_like(rows)], axis=-1)
+    place: npt.NDArray[np.float64] = (rays * depth[..., None]) @ np.array(camera.rotation).T + camera.translation
+    return place
+
+
+def _cells(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(256, pixels per patch) of an (H, W) array, patches row-major."""
+    height, width = pixels.shape
+    cells = pixels.reshape(GRID, height // GRID, GRID, width // GRID).swapaxes(1, 2)
+    return cells.reshape(PATCHES_PER_VIEW, -1)
+
+
+def _compressed(observation: Observation) -> bytes:
+    return bytes(_CODEC.encode(np.ascontiguousarray(observation.images[VIEW])))
+
+
+def _cloud(observation: Observation) -> npt.NDArray[np.float32]:
+    if observation.points is None:
+        raise ConfigError("demonstrations need the sensor; make the environment with sensor=True")
+    return observation.points

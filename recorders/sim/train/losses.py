@@ -1,0 +1,110 @@
+"""The training objective: noise prediction, and auxiliary predictions that tie words and pixels to places.
+
+The action loss sends no gradient into the last layer's visual rows and teaches only slowly which patch an instruction
+speaks of. The auxiliary heads ask for just that; they are thrown away after training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recorders.sim.train.batches import Labels
+from recorders.sim.train.demonstrations import LANDMARKS
+from recorders.sim.train.forward import Hidden
+from tracekit.model import MLAConfig
+from tracekit.model.layers import Linear, Mlp, RMSNorm
+
+__all__ = ["WEIGHTS", "AuxiliaryHeads", "auxiliary_losses", "noise_loss"]
+
+WEIGHTS = {
+    "place": 1.0,
+    "landmarks": 1.0,
+    "clean_action": 1.0,
+    "pointer": 0.1,
+    "future_pointer": 0.05,
+    "future_patch": 0.5,
+    "future_points": 0.1,
+}
+"""Weight of every auxiliary loss in the sum; the noise prediction has weight 1."""
+
+_PLACE_SCALE, _OFFSET_SCALE = 0.25, 0.05
+"""Metres that count as 1 in a squared error."""
+
+
+class AuxiliaryHeads(nn.Module):
+    """Small heads on the backbone's hidden states.
+
+    `place`: image token in the middle of the network -> xyz of what its patch shows. `landmarks`, `clean_action`: state
+    row before the last layer -> `LANDMARKS` and the expert's answer. `pointer`: state row -> the patches that show the
+    named object, before the last layer and (`future_pointer`) after it. `future_patch`, `future_points`: final visual
+    rows -> the next picture's patch and the next cloud nearby, as the release's future generation asks of them.
+    """
+
+    def __init__(self, config: MLAConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.middle_norm, self.late_norm = RMSNorm(width, eps), RMSNorm(width, eps)
+        self.place = Mlp(width, width, 3)
+        self.landmarks = Mlp(width, width, 3 * len(LANDMARKS))
+        self.clean_action = Mlp(width, width, config.action_window * config.action_size)
+        self.pointer = _Pointer(width)
+        self.future_pointer = _Pointer(width)
+        self.future_patch = Mlp(width, width, 12)
+        self.future_points = Mlp(width, width, 3)
+
+
+class _Pointer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key = Linear(width, width, bias=False), Linear(width, width, bias=False)
+
+    def forward(self, asking: Tensor, rows: Tensor) -> Tensor:
+        """(B, D), (B, N, D) -> (B, N) logits."""
+        return torch.einsum("bd,bnd->bn", self.query(asking), self.key(rows)) * rows.shape[-1] ** -0.5
+
+
+def noise_loss(hidden: Hidden, noise: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise, the diffusion's objective."""
+    return functional.mse_loss(hidden.predicted, noise)
+
+
+def auxiliary_losses(heads: AuxiliaryHeads, hidden: Hidden, labels: Labels) -> dict[str, Tensor]:
+    """Unweighted losses by name, those of `WEIGHTS`; for a blind policy the two that need no visual token."""
+    state = heads.late_norm(hidden.late_state)
+    landmarks = heads.landmarks(state).view_as(labels.landmarks)
+    answer = heads.clean_action(state).view_as(labels.action)
+    losses = {
+        "landmarks": _squared(landmarks, labels.landmarks / _PLACE_SCALE),
+        "clean_action": _squared(answer, labels.action),
+    }
+    if len(hidden.image) == 0:
+        return losses
+    place = heads.place(heads.middle_norm(hidden.middle_image))
+    named = labels.named[:, hidden.image]
+    late = heads.late_norm(hidden.late_image)
+    return losses | {
+        "place": _squared(place, labels.patch_xyz[:, hidden.image] / _PLACE_SCALE),
+        "pointer": _pointed(heads.pointer(state, late), named),
+        "future_pointer": _pointed(heads.future_pointer(hidden.final_state, hidden.final_image), named),
+        "future_patch": _squared(heads.future_patch(hidden.final_image), labels.next_patch[:, hidden.image]),
+        "future_points": _squared(
+            heads.future_points(hidden.final_points), labels.next_offset[:, hidden.points] / _OFFSET_SCALE
+        ),
+    }
+
+
+def _squared(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error over the entries of `wanted` that are not NaN."""
+    known = ~wanted.isnan()
+    error = torch.where(known, predicted - torch.where(known, wanted, 0.0), 0.0)
+    return error.square().sum() / known.sum().clamp_min(1)
+
+
+def _pointed(logits: Tensor, named: Tensor) -> Tensor:
+    """Cross-entropy with the share of the named object's pixels, over frames in which kept patches show it."""
+    total = named.sum(1)
+    wanted = named / total.clamp_min(1e-6)[:, None]
+    each = -(wanted * logits.log_softmax(1)).sum(1)
+    return (each * (total > 0)).sum() / (total > 0).sum().clamp_min(1)

@@ -1,0 +1,70 @@
+"""What a training run is: everything its losses depend on, as one frozen record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from recorders.sim.tasks import TASKS, find_task
+from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS
+from tracekit.errors import ConfigError
+
+__all__ = ["KEPT_TOKENS", "TrainingPlan"]
+
+KEPT_TOKENS = 96
+"""Tokens of each modality that are kept, at random, in every step of the first half of a run: it costs a third. The
+second half sees all of them, so that the policy is not hardened against pruning."""
+
+_HELD_OUT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """`episodes` demonstrations per task of `tasks`, `steps` steps of `batch` frames with `draws` noise draws each.
+
+    `blind`: state and text only, the control that must fail. `auxiliary`: whether the auxiliary losses are added.
+    `resumed_from`: weights digest of the policy that the run started from (with a fresh optimiser), else None.
+    """
+
+    tasks: tuple[str, ...] = TASKS
+    episodes: int = 600
+    steps: int = 12_000
+    seed: int = 0
+    batch: int = 16
+    draws: int = 8
+    learning_rate: float = 1e-3
+    blind: bool = False
+    auxiliary: bool = True
+    resumed_from: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "steps", "batch", "draws"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: give at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: give a non-negative integer")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(f"--tasks {','.join(self.tasks)}: name at least one task, and each once")
+        for task in self.tasks:
+            find_task(task)
+
+    @property
+    def demonstrations(self) -> Sequence[tuple[str, int]]:
+        """Task and seed of every episode that is learned from."""
+        return [(task, TRAINING_SEEDS + i) for i in range(self.episodes) for task in self.tasks]
+
+    @property
+    def held_out(self) -> Sequence[tuple[str, int]]:
+        """Task and seed of every episode on which the held-out loss is measured."""
+        return [(task, VALIDATION_SEEDS + i) for i in range(_HELD_OUT) for task in self.tasks]
+
+    def kept_tokens(self, step: int, available: int) -> int:
+        """Tokens of a modality with `available` tokens that step `step` (0-based) sees."""
+        if self.blind:
+            return 0
+        return min(KEPT_TOKENS, available) if step < self.steps // 2 else available
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"tasks": list(self.tasks)}

@@ -1,0 +1,22 @@
+"""Which seeds of the simulator are for training, so that no evaluation ever meets a scene that was trained on."""
+
+from __future__ import annotations
+
+from tracekit.errors import ConfigError
+
+__all__ = ["TRAINING_SEEDS", "VALIDATION_SEEDS", "refuse_training_seeds"]
+
+TRAINING_SEEDS = 1_000_000
+"""Demonstration i of a task is the scene of seed TRAINING_SEEDS + i."""
+
+VALIDATION_SEEDS = 2_000_000
+"""First seed of the demonstrations on which the held-out loss is measured."""
+
+
+def refuse_training_seeds(seed: int, episodes: int) -> None:
+    """Raise ConfigError unless seeds `seed` ... `seed` + `episodes` - 1 are all below the first training seed."""
+    if seed < 0 or seed + episodes > TRAINING_SEEDS:
+        raise ConfigError(
+            f"--seed {seed} with {episodes} episodes: seeds from {TRAINING_SEEDS} on are for training; evaluate on "
+            "seeds below"
+        )

@@ -1,0 +1,151 @@
+"""One training step after another: the part of training that is arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recorders.sim.train.batches import Batch, Frames, make_batch
+from recorders.sim.train.forward import Hidden, draw_noise, forward_batch
+from recorders.sim.train.losses import WEIGHTS, AuxiliaryHeads, auxiliary_losses, noise_loss
+from recorders.sim.train.plan import TrainingPlan
+from tracekit.layout import PATCHES_PER_VIEW
+from tracekit.model import MLA
+
+__all__ = ["Trainer", "held_out_losses"]
+
+_WARM_UP = 200
+_SMOOTHING = 0.999
+"""Most that the running average of the weights keeps of itself in one step."""
+
+_DATA, _NOISE, _TOKENS = range(3)
+
+
+class Trainer:
+    """Trains `policy` (float32, unfrozen) on `frames`; `average` holds the running average of its weights.
+
+    All randomness of a step is keyed by the plan's seed and the step, so a run that is taken up goes on as if it had
+    never stopped.
+    """
+
+    def __init__(self, policy: MLA, frames: Frames, plan: TrainingPlan) -> None:
+        self.policy, self.frames, self.plan = policy, frames, plan
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.seed)
+            self.heads = AuxiliaryHeads(policy.config)
+        self.average = copy.deepcopy(policy).eval().requires_grad_(requires_grad=False)
+        parameters = [*policy.parameters(), *self.heads.parameters()]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.01},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
+        self.step = 0
+
+    def run(self) -> Iterator[dict[str, float]]:
+        """Take the steps that are left, yielding losses by name; the next batch is made while a step computes."""
+        with ThreadPoolExecutor(1) as worker:
+            pending = worker.submit(self._batch, self.step)
+            while self.step < self.plan.steps:
+                batch = pending.result()
+                pending = worker.submit(self._batch, self.step + 1)
+                yield self._take(batch)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later run needs to go on."""
+        return {
+            "step": self.step,
+            "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.step = int(state["step"])
+        for module, name in ((self.policy, "policy"), (self.average, "average"), (self.heads, "heads")):
+            module.load_state_dict(state[name])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def _batch(self, step: int) -> Batch:
+        indices = self.frames.drawn(self.plan.seed, step, self.plan.batch)
+        rng = np.random.default_rng([self.plan.seed, step, _DATA])
+        return make_batch(self.policy, self.frames, indices, rng, blind=self.plan.blind)
+
+    def _take(self, batch: Batch) -> dict[str, float]:
+        plan = self.plan
+        self.policy.train()
+        noise = draw_noise((len(batch), plan.draws, *self.policy.action_shape), _generator(plan.seed, self.step, _NOISE))
+        tokens = _generator(plan.seed, self.step, _TOKENS)
+        image, points = (
+            torch.randperm(count, generator=tokens)[: plan.kept_tokens(self.step, count)].sort().values
+            for count in (PATCHES_PER_VIEW, self.policy.config.point_tokens)
+        )
+        hidden = forward_batch(self.policy, batch, noise, image, points)
+        losses = _losses(self.heads, hidden, batch, noise.noise, auxiliary=plan.auxiliary)
+        total = sum((WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()), torch.zeros(()))
+        rate = self._learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_([*self.policy.parameters(), *self.heads.parameters()], 1.0)
+        self.optimiser.step()
+        self.step += 1
+        self._update_average()
+        return {"loss": total.item()} | {name: loss.item() for name, loss in losses.items()} | {"learning_rate": rate}
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to zero."""
+        warm_up = min(1.0, (self.step + 1) / _WARM_UP)
+        return self.plan.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * self.step / self.plan.steps))
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        share = 1 - min(_SMOOTHING, (1 + self.step) / (10 + self.step))
+        for slow, fast in zip(self.average.parameters(), self.policy.parameters(), strict=True):
+            slow.lerp_(fast, share)
+        for slow, fast in zip(self.average.buffers(), self.policy.buffers(), strict=True):
+            slow.copy_(fast)
+
+
+@torch.no_grad()
+def held_out_losses(
+    policy: MLA, heads: AuxiliaryHeads, frames: Frames, plan: TrainingPlan, count: int
+) -> dict[str, float]:
+    """Losses of `policy` on `count` frames of `frames`, with all tokens, the same frames and noise at every call."""
+    policy.eval()
+    sums: dict[str, float] = {}
+    indices = np.random.default_rng(0).permutation(len(frames))[:count].tolist()
+    for start in range(0, len(indices), plan.batch):
+        chosen = indices[start : start + plan.batch]
+        batch = make_batch(policy, frames, chosen, np.random.default_rng([0, start]), blind=plan.blind)
+        noise = draw_noise((len(batch), plan.draws, *policy.action_shape), _generator(0, start, _NOISE))
+        image, points = (
+            torch.arange(0 if plan.blind else tokens) for tokens in (PATCHES_PER_VIEW, policy.config.point_tokens)
+        )
+        hidden = forward_batch(policy, batch, noise, image, points)
+        for name, loss in _losses(heads, hidden, batch, noise.noise, auxiliary=plan.auxiliary).items():
+            sums[name] = sums.get(name, 0.0) + loss.item() * len(chosen) / len(indices)
+    return sums
+
+
+def _losses(
+    heads: AuxiliaryHeads, hidden: Hidden, batch: Batch, noise: Tensor, *, auxiliary: bool
+) -> dict[str, Tensor]:
+    losses = {"noise": noise_loss(hidden, noise)}
+    return losses | auxiliary_losses(heads, hidden, batch.labels) if auxiliary else losses
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator whose stream depends on `key` alone."""
+    seed = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(seed[0]) << 32 | int(seed[1]))
