@@ -56,9 +56,17 @@ def draw_masks(
     wanted = episode or saved.manifest["episodes"][0]
     recording = Trace.open(trace or saved.trace_path).episode(wanted)
     chosen = [(name, _episode(saved, name, wanted)) for name in names]
+    if any(stored.info.steps != recording.info.steps for _, stored in chosen):
+        raise TraceError(
+            f"{trace or saved.trace_path}: episode {wanted!r} has {recording.info.steps} steps there, not those of the "
+            "replay; give the trace that was replayed with --trace"
+        )
     figure = _figure(recording, chosen, _columns(recording.info.steps))
-    with mpl.rc_context({"svg.hashsalt": "tracekit"}):
-        figure.savefig(target, dpi=150)
+    try:
+        with mpl.rc_context({"svg.hashsalt": "tracekit"}):
+            figure.savefig(target, dpi=150)
+    except OSError as error:
+        raise TraceError(f"{target}: cannot be written: {error.strerror}; give --out another path") from error
     return target
 
 
@@ -96,11 +104,11 @@ def _figure(recording: Episode, chosen: Sequence[tuple[str, Episode]], columns: 
             axis.imshow(overlay, extent=(0, images.shape[2], images.shape[1], 0), interpolation="nearest")
             shares = [(classes[step] == kind).mean() for kind in range(4)]
             axis.set_xlabel(f"2D {shares[1] + shares[3]:.0%} · 3D {shares[2] + shares[3]:.0%}", fontsize=8)
-        axes[row, 0].set_ylabel(name, fontsize=10)
+        axes[row, 0].set_ylabel(name, fontsize=10, parse_math=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.suptitle(f"{recording.info.id}: “{recording.info.instruction}”", fontsize=12)
+    figure.suptitle(f"{recording.info.id}: “{recording.info.instruction}”", fontsize=12, parse_math=False)
     handles = [
         Patch(facecolor=colour, edgecolor="0.3", label=label) for label, colour in zip(CLASSES, COLOURS, strict=True)
     ]

@@ -7,7 +7,7 @@ import pytest
 import reports.masks
 from replay import Replay, SavedReplay
 from reports import draw_masks, mask_classes
-from tests.small import make_config
+from tests.small import make_config, record_trace
 from tracekit import keys
 from tracekit.errors import TraceError
 from tracekit.store import Trace
@@ -90,12 +90,14 @@ def test_long_episodes_show_the_first_two_steps_and_the_last():
     assert columns == sorted(set(columns))
 
 
-def test_what_is_not_there_is_named(saved, tmp_path, small_trace):
+def test_what_is_not_there_is_named(saved, tmp_path, tmp_path_factory, small_policy):
+    shorter = record_trace(tmp_path_factory.mktemp("shorter") / "trace", small_policy, (("close_box", 7, 2),))
     for options, words in (
         ({"configurations": ["half"]}, r"no configuration 'half'; it has: tri_stage, naive"),
         ({"episode": "close_box-8"}, "close_box-8"),
         ({"trace": tmp_path / "nowhere"}, "nowhere"),
         ({"trace": saved}, r"tracekit\.replay"),
+        ({"trace": shorter}, "2 steps there"),
     ):
         with pytest.raises(TraceError, match=words):
             draw_masks(saved, tmp_path / "masks.png", **options)

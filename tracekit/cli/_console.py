@@ -24,8 +24,8 @@ NARROWEST = 150
 
 
 def console() -> Console:
-    """Standard output; as wide as its tables need where it is not a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=NARROWEST)
+    """Standard output; as wide as its tables need where it is not a terminal. Names are text there, never markup."""
+    return Console(markup=False, width=None if sys.stdout.isatty() else NARROWEST)
 
 
 def print_json(data: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from tracekit.cli._console import JsonOption, console, print_json
 
@@ -29,7 +30,7 @@ def conform(
         table.add_column("relative error", justify="right")
         table.add_column("verdict")
         for name, result in (*report.arrays.items(), ("prefix kept, FPS pinned", report.prefix_kv)):
-            table.add_row(name, f"{result.rel_error:.1e}", "pass" if result.ok else "[bold red]FAIL[/]")
+            table.add_row(name, f"{result.rel_error:.1e}", "pass" if result.ok else Text("FAIL", style="bold red"))
         screen = console()
         screen.print(table)
         screen.print(

@@ -53,5 +53,5 @@ def record_sim(
     )
     if not summary.trained:
         screen.print(
-            "[yellow]The policy has random weights: masks and deviations show the mechanism, not a skill.[/yellow]"
+            "The policy has random weights: masks and deviations show the mechanism, not a skill.", style="yellow"
         )

@@ -35,6 +35,8 @@ def replay(
 
     if out is not None and out.exists():
         raise TraceError(f"{out}: exists already; give --out another path, or remove it")
+    if out is not None and any(parent.is_file() for parent in out.parents):
+        raise TraceError(f"{out}: cannot be made below a file; give --out another path")
     wanted = [name.strip() for name in episodes.split(",")] if episodes else []
     with progress_reporter() as report:
         source = Replay(trace, policy=policy, episodes=wanted, progress=report)
