@@ -3,7 +3,7 @@
 from tracekit.capture.attention import AttentionTap
 from tracekit.capture.calls import apply_rotary
 from tracekit.capture.spec import GROUPS, CaptureSpec
-from tracekit.capture.structure import attention_modules, final_norm, refuse_compiled
+from tracekit.capture.structure import attention_modules, final_norm, refuse_compiled, vocabulary_head
 
 __all__ = [
     "GROUPS",
@@ -13,4 +13,5 @@ __all__ = [
     "attention_modules",
     "final_norm",
     "refuse_compiled",
+    "vocabulary_head",
 ]

@@ -19,9 +19,11 @@ __all__ = ["all_keys", "apply_rotary", "rotary_of", "scale_of", "single", "visib
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate `x` (..., n, d) by `cos`, `sin` (n, d) in LLaMA's half-split convention; float32."""
-    x, half = x.float(), x.shape[-1] // 2
-    rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos.float() + rotated * sin.float()
+    x, half, sin = x.float(), x.shape[-1] // 2, sin.float()
+    out = x * cos.float()
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
 
 
 def single(rows: Tensor, what: str) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 
 from tracekit.errors import PolicyError
 
-__all__ = ["attention_modules", "final_norm", "refuse_compiled"]
+__all__ = ["attention_modules", "blocks_of", "final_norm", "refuse_compiled", "vocabulary_head"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -38,6 +38,30 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
         if getattr(module, "sliding_window", None) is not None:
             raise PolicyError(f"{where} has a sliding window; only plain causal attention can be observed")
     return found
+
+
+def blocks_of(backbone: nn.Module, attentions: list[nn.Module]) -> list[nn.Module]:
+    """The decoder block around each of the `attentions`; raises PolicyError where a block has no `mlp`."""
+    paths = {id(module): path for path, module in backbone.named_modules()}
+    blocks = [backbone.get_submodule(paths[id(module)].rpartition(".")[0]) for module in attentions]
+    if not all(isinstance(getattr(block, "mlp", None), nn.Module) for block in blocks):
+        raise PolicyError(
+            f"{type(backbone).__name__}: the blocks around the attention have no `mlp`; hidden states can only be "
+            "taken from LLaMA-shaped blocks: leave `hidden` out of the capture"
+        )
+    return blocks
+
+
+def vocabulary_head(policy: object) -> nn.Module:
+    """The module called `lm_head` somewhere in `policy`; raises PolicyError if there is none."""
+    modules = policy.named_modules() if isinstance(policy, nn.Module) else ()
+    for path, module in modules:
+        if path.rpartition(".")[2] == "lm_head":
+            return module
+    raise PolicyError(
+        f"{type(policy).__name__} has no module called lm_head, so norms of logits cannot be taken; leave `logits` out "
+        "of the capture, or choose another pruner.reduction.feature"
+    )
 
 
 def final_norm(backbone: nn.Module) -> nn.Module:
