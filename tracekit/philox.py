@@ -99,6 +99,8 @@ def fps_starts(episode_uid: int, step: int, passes: int, sizes: Sequence[int]) -
 def _words(
     seed: int, episode_uid: int, step: int, purpose: Purpose, modality: Modality, indices: npt.NDArray[np.integer[Any]]
 ) -> npt.NDArray[np.uint32]:
+    if len(indices) and not 0 <= indices.min() <= indices.max() < 1 << 16:
+        raise ValueError(f"a draw's index runs from 0 to 65535, not from {indices.min()} to {indices.max()}")
     counter = np.empty((len(indices), 4), np.uint32)
     counter[:, 0] = episode_uid & 0xFFFFFFFF
     counter[:, 1] = step

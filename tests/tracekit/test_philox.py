@@ -85,3 +85,9 @@ def test_fps_starts_of_a_policy_without_points_are_empty():
 def test_three_stages_have_no_key():
     with pytest.raises(ValueError, match="room for 2"):
         fps_starts(9, 4, 8, (4, 3, 2))
+
+
+@pytest.mark.parametrize("index", [-1, 65536])
+def test_an_index_of_another_modality_is_refused(index):
+    with pytest.raises(ValueError, match="runs from 0 to 65535"):
+        uniforms(DecisionKey(0, 1, 1), Purpose.TOKENS, Modality.IMAGE, np.array([0, index]))

@@ -20,6 +20,7 @@ from tracekit.pruning.fixed_point import MAX_TERMS, fixed, unit_scale, unscale
 __all__ = ["Clusters", "kmeans_1d", "partition"]
 
 Integers = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 _CLEARLY_APART = 2.0**-46
 """Relative difference beyond which two objectives, each within 2⁻⁴⁹ of its true value, cannot be equal."""
@@ -58,17 +59,16 @@ def partition(
 ) -> int:
     """`kmeans_1d` into given arrays: `labels` (n,) int8 and the first entries of `centroids` (3,); returns how many."""
     scale = unit_scale(values)
-    whole = np.empty(values.size)  # integers below 2⁵⁰, which float64 holds exactly
+    whole = np.empty(values.size, np.int64)
     for index in range(values.size):
         whole[index] = fixed(values[index], scale)
     ordered = np.sort(whole)
-    lowest = np.int64(ordered[0])
+    lowest = ordered[0]
     distinct = np.empty(ordered.size, np.int64)
     sums = np.zeros(ordered.size + 1, np.int64)  # of the first so many distinct values, each minus the lowest
     sizes = np.zeros(ordered.size + 1, np.int64)
     count = 0
-    for index in range(ordered.size):
-        value = np.int64(ordered[index])
+    for value in ordered:
         if count == 0 or value != distinct[count - 1]:
             distinct[count] = value
             count += 1
@@ -102,8 +102,11 @@ def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
     inverse = np.empty(sizes[count] + 1)
     for size in range(1, inverse.size):
         inverse[size] = 1.0 / size
+    below = np.zeros(count + 1)  # S²/n of a lower cluster that ends at each cut
+    for first in range(1, count):
+        below[first] = float(sums[first]) * float(sums[first]) * inverse[sizes[first]]
     if clusters == 2:
-        return _best_first(sums, sizes, inverse, count, 1, count - 1)[0], count
+        return _best_first(sums, sizes, inverse, below, count, 1, count - 1)[0], count
     lower = np.ones(count + 1, np.int64)  # best first cut of every prefix, and what it attains
     attained = np.zeros(count + 1)
     stride = 1
@@ -113,36 +116,35 @@ def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
         for prefix in range(stride, count, 2 * stride):
             if prefix >= 2:
                 high = lower[prefix + stride] if prefix + stride < count else prefix - 1
-                low = lower[prefix - stride]
-                lower[prefix], attained[prefix] = _best_first(sums, sizes, inverse, prefix, low, min(high, prefix - 1))
+                lower[prefix], attained[prefix] = _best_first(
+                    sums, sizes, inverse, below, prefix, lower[prefix - stride], min(high, prefix - 1)
+                )
         stride //= 2
-    best, best_value = 2, -1.0
+    best, at_least, clearly = 2, -1.0, -1.0
     for second in range(2, count):
         rest = float(sums[count] - sums[second])
         value = attained[second] + rest * rest * inverse[sizes[count] - sizes[second]]
-        apart = value - best_value
-        if apart > _CLEARLY_APART * value or (
-            apart >= -_CLEARLY_APART * value
-            and _exactly_greater(sums, sizes, count, lower[second], second, lower[best], best)
+        if value >= at_least and (
+            value > clearly or _exactly_greater(sums, sizes, count, lower[second], second, lower[best], best)
         ):
-            best, best_value = second, value
+            best, at_least, clearly = second, value * (1 - _CLEARLY_APART), value * (1 + _CLEARLY_APART)
     return lower[best], best
 
 
 @compiled
 def _best_first(
-    sums: Integers, sizes: Integers, inverse: npt.NDArray[np.float64], prefix: int, low: int, high: int
+    sums: Integers, sizes: Integers, inverse: Doubles, below: Doubles, prefix: int, low: int, high: int
 ) -> tuple[int, float]:
     """The lowest best cut in low ... high of the first `prefix` distinct values into two clusters, and its ΣS²/n."""
-    best, best_value = low, -1.0
+    best, best_value, at_least, clearly = low, 0.0, -1.0, -1.0
     for first in range(low, high + 1):
-        below, above = float(sums[first]), float(sums[prefix] - sums[first])
-        value = below * below * inverse[sizes[first]] + above * above * inverse[sizes[prefix] - sizes[first]]
-        apart = value - best_value
-        if apart > _CLEARLY_APART * value or (
-            apart >= -_CLEARLY_APART * value and _exactly_greater(sums, sizes, prefix, first, prefix, best, prefix)
+        above = float(sums[prefix] - sums[first])
+        value = below[first] + above * above * inverse[sizes[prefix] - sizes[first]]
+        if value >= at_least and (
+            value > clearly or _exactly_greater(sums, sizes, prefix, first, prefix, best, prefix)
         ):
             best, best_value = first, value
+            at_least, clearly = value * (1 - _CLEARLY_APART), value * (1 + _CLEARLY_APART)
     return best, best_value
 
 

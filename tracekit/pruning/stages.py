@@ -207,10 +207,11 @@ def _quantile(values: npt.NDArray[np.float64], cluster: npt.NDArray[np.int8], sh
 def _sorted_members(
     values: npt.NDArray[np.float64], cluster: npt.NDArray[np.int8], wanted: int
 ) -> npt.NDArray[np.float64]:
+    """The `wanted` set's values in ascending order: as int64, which for floats ≥ 0 is the same order and faster."""
     members = np.empty(values.size)
     count = 0
     for patch in range(values.size):
         if cluster[patch] == wanted:
             members[count] = values[patch]
             count += 1
-    return np.sort(members[:count])
+    return np.sort(members[:count].view(np.int64)).view(np.float64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,16 @@ class TriStageState:
 
 
 def initial_state(config: TriStageConfig, shape: Shape) -> TriStageState:
-    """The state before step 1; raises ConfigError where the configuration does not fit the policy's shape."""
+    """The state before step 1; raises ConfigError where the configuration does not fit the policy's shape.
+
+    The first call of a process also compiles the stages (or loads them), so that no decision is timed with that inside.
+    """
     check_shape(config, shape)
+    _compile_stages()
+    return _empty_state(config, shape)
+
+
+def _empty_state(config: TriStageConfig, shape: Shape) -> TriStageState:
     window = config.k if config.window == "window_mean" else 0
     return TriStageState(
         smoothed=np.zeros((len(INDICATORS), shape.n_2d)),
@@ -59,6 +68,14 @@ def initial_state(config: TriStageConfig, shape: Shape) -> TriStageState:
         points=np.zeros(shape.n_2d, np.int32),
         window=np.zeros((window, len(INDICATORS), shape.n_2d)),
     )
+
+
+@cache
+def _compile_stages() -> None:
+    """Decide once on a patch without anything in it."""
+    config, shape, nothing = TriStageConfig(), Shape(1, 1), np.zeros(1, np.float32)
+    scores = Scores(nothing, nothing, nothing, nothing, nothing, np.zeros(1, np.int32))
+    decide(scores, _empty_state(config, shape), config, DecisionKey(0, 0, 1), shape)
 
 
 def requires(config: TriStageConfig) -> frozenset[str]:
@@ -245,6 +262,8 @@ def _masks(
             return keep_2d, None, None
         if config.modalities == "2d":
             return keep_2d, None, np.ones(shape.n_3d, np.bool_)
+        if config.reduction.correspondence == "index":
+            patch = np.arange(shape.n_3d, dtype=np.int32)
         if patch is None or patch.shape != (shape.n_3d,):
             raise ConfigError(
                 "pruner.budget = 'hard_topk' counts point tokens and needs their patches at the step that is decided; "

@@ -35,3 +35,9 @@ def test_1e30_hides_what_is_below_its_unit():
 @given(st.integers(-(2**62), 2**62), st.integers(1, 4096))
 def test_the_sign_of_a_quotient_is_exact(numerator, denominator):
     assert np.sign(unscale(numerator, denominator, 2.0**20)) == np.sign(numerator)
+
+
+def test_code_without_a_file_is_compiled_all_the_same():
+    namespace = {}
+    exec("def twice(x):\n    return 2 * x", namespace)  # nothing to key a cache on disk by
+    assert compiled(namespace["twice"])(21) == 42
