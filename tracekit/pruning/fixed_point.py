@@ -42,4 +42,4 @@ def fixed(value: float, scale: float) -> int:
 @compiled
 def unscale(numerator: int, denominator: int, scale: float) -> float:
     """The quotient numerator / denominator in the values' own unit, in float64; the sign is exact."""
-    return numerator / denominator / scale
+    return float(numerator) / float(denominator) / scale  # each rounded on its own, in any language

@@ -36,8 +36,8 @@ def smooth(
     for patch in range(observed.size):
         if not observed[patch]:
             continue
-        memory.attention[0, patch] = factor * seen.attention_2d[patch]
-        memory.attention[1, patch] = factor * seen.attention_3d[patch]
+        memory.attention[0, patch] = factor * np.float64(seen.attention_2d[patch])
+        memory.attention[1, patch] = factor * np.float64(seen.attention_3d[patch])
         memory.points[patch] = seen.points[patch]
         memory.updates[patch] += 1
         _indicators(rule, memory, seen, patch, raw)
