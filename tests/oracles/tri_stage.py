@@ -44,7 +44,7 @@ def smooth(memory, step, config, has_points, observed, still):
     """Stage 3. `step`: the scores of one step as lists; `observed`: flags or None; `still`: patches left unsmoothed."""
     patches = range(len(step["norm_2d"]))
     factor = 1.0
-    if observed is not None:
+    if observed is not None and not all(observed):
         both = [p for p in patches if observed[p] and memory.history[p]]
         held, held_unit = grains([sum(memory.attention[p]) for p in patches])
         new, new_unit = grains([step["attention_2d"][p] + step["attention_3d"][p] for p in patches])

@@ -186,7 +186,7 @@ def _alphas(
     alphas = [(first.mean(axis=axes) if axes else first).reshape(-1, tokens)]
     patches = [_patches(observables, reduction, shape)]
     if reduction.passes != "first":
-        if observables.attention_action is None or (shape.n_3d and observables.patch_later is None):
+        if observables.attention_action is None:
             raise TraceError(
                 f"pruner.reduction.passes = {reduction.passes!r}: attention of the later passes was not recorded; "
                 'record with it, or use passes = "first"'
@@ -222,8 +222,8 @@ def _patches(
         if later is not None:
             raise TraceError('the nearest patch is known for pass 0 only; use pruner.reduction.passes = "first"')
         patch = observables.nearest_patch
-    elif later is not None and observables.patch_later is not None:
-        patch = observables.patch_later[later]
+    elif later is not None:
+        patch = None if observables.patch_later is None else observables.patch_later[later]
     if patch is None:
         raise TraceError(
             f"the observables lack the point tokens' patches that correspondence = {reduction.correspondence!r} needs; "

@@ -18,7 +18,6 @@ def smooth(
     memory: Memory,
     seen: Seen,
     observed: npt.NDArray[np.bool_],
-    rescale: bool,
     unsmoothed: npt.NDArray[np.bool_],
     smoothed: npt.NDArray[np.float64],
 ) -> None:
@@ -27,11 +26,11 @@ def smooth(
     With n the patch's updates so far, this one included (n = t where every patch is observed at every step):
     X̂₁ = X₁; X̂ₙ = ((n-1)/n)·X̂ₙ₋₁ + (1/n)·Xₙ for n < k (Eq. 8); X̂ₙ = β·X̂ₙ₋₁ + (1-β)·Xₙ from n = k on (Eq. 7, 9).
     Patches outside `observed` (N,) hold everything. `unsmoothed` (N,) marks patches whose X̂ is X (a moving camera).
-    With `rescale` the forward pass lacked tokens, which raises the attention shares of the rest: the α norms of the
-    observed patches are multiplied by Σ of their held values ÷ Σ of their new ones. Ratios are formed before, as a
-    common factor does not change them.
+    Where a patch is not observed, the forward pass lacked tokens, which raises the attention shares of the rest: the α
+    norms of the observed patches are then multiplied by Σ of their held values ÷ Σ of their new ones. Ratios are formed
+    before, as a common factor does not change them.
     """
-    factor = _attention_factor(memory, seen, observed) if rescale else 1.0
+    factor = _attention_factor(memory, seen, observed)
     raw = np.empty(5)
     for patch in range(observed.size):
         if not observed[patch]:
@@ -97,7 +96,12 @@ def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.flo
 
 @compiled
 def _attention_factor(memory: Memory, seen: Seen, observed: npt.NDArray[np.bool_]) -> float:
-    """Σ held ÷ Σ new of ‖α_2D‖₁ + ‖α_3D‖₁ over the patches observed now and before; 1 if either sum is 0."""
+    """Σ held ÷ Σ new of ‖α_2D‖₁ + ‖α_3D‖₁ over the patches observed now and before; 1 if all are, or a sum is 0."""
+    complete = True
+    for patch in range(observed.size):
+        complete = complete and observed[patch]
+    if complete:
+        return 1.0
     held, new = np.zeros(observed.size), np.zeros(observed.size)
     for patch in range(observed.size):
         held[patch] = memory.attention[0, patch] + memory.attention[1, patch]

@@ -99,7 +99,7 @@ def decide(
 
     `scores`: None where nothing has been observed yet; then nothing is pruned. `observed` (N_2D,) bool: the patches
     whose tokens had all been kept when the scores were taken; the others hold what is known of them, and the attention
-    of the observed is rescaled. None: nothing had been pruned. `patch` (N_3D,) int32: patch of every point token of the
+    of the observed is rescaled. None: all of them. `patch` (N_3D,) int32: patch of every point token of the
     step that is decided, read by `hard_topk` alone. Raises TraceError if scores and shape disagree.
     """
     if scores is None:
@@ -109,7 +109,7 @@ def decide(
     rule, out = rule_of(config, shape), new_outcome(shape.n_2d)
     with stage("stage3"):
         unsmoothed = unsmoothed_patches(config, shape)
-        smooth(rule, memory, _seen(scores), everywhere, observed is not None, unsmoothed, out.smoothed)
+        smooth(rule, memory, _seen(scores), everywhere, unsmoothed, out.smoothed)
     with stage("stage1"):
         stage1(rule, memory, rule.tau_2d, rule.tau_3d, out)
     with stage("stage2"):
@@ -152,7 +152,6 @@ def decide_episode(
         memory,
         _seen(scores),
         everywhere,
-        observed is not None,
         unsmoothed_patches(config, shape),
         np.uint64(key.seed),
         np.uint64(key.episode_uid),
@@ -185,7 +184,6 @@ def _run(
     memory: Memory,
     seen: Seen,
     observed: Mask,
-    rescale: bool,
     unsmoothed: Mask,
     seed: np.uint64,
     episode_uid: np.uint64,
@@ -214,7 +212,7 @@ def _run(
             out.smoothed[t],
             out.notes[t],
         )
-        smooth(rule, memory, now, observed[t], rescale, unsmoothed, here.smoothed)
+        smooth(rule, memory, now, observed[t], unsmoothed, here.smoothed)
         stage1(rule, memory, rule.tau_2d, rule.tau_3d, here)
         background_draws(seed, episode_uid, 1 if sticky else first_step + t, draws)
         stage2(rule, memory, draws, here)

@@ -215,3 +215,32 @@ def test_stages_switched_off(stages):
         if not {"s1", "s2"} & set(stages):
             assert decision.keep_2d.all()
             assert decision.keep_3d_patches.all()
+
+
+def test_everything_observed_is_nothing_withheld():
+    scores = random_scores(4)
+    config, key = TriStageConfig(cluster_input="smoothed"), DecisionKey(0, 7, 1)
+    plain, after = decide_episode(scores, config, key, SHAPE)
+    told, after_told = decide_episode(scores, config, key, SHAPE, observed=np.ones((4, 256), bool))
+    assert decision_digest(plain) == decision_digest(told)
+    for name, array in after.to_arrays().items():
+        np.testing.assert_array_equal(array, after_told.to_arrays()[name])
+
+
+def test_held_patches_hold_and_the_attention_of_the_others_is_rescaled():
+    scores = random_scores(4, steps=2)
+    config, key = TriStageConfig(), DecisionKey(0, 7, 1)
+    half = np.arange(256) < 128
+    doubled = dataclasses.replace(
+        scores,
+        attention_2d=scores.attention_2d[[0, 0]] * np.float32([[1], [2]]),
+        attention_3d=scores.attention_3d[[0, 0]],
+    )
+    doubled = dataclasses.replace(doubled, attention_3d=doubled.attention_3d * np.float32([[1], [2]]))
+    _, first = decide_episode(
+        Scores(*(getattr(doubled, f.name)[:1] for f in dataclasses.fields(Scores))), config, key, SHAPE
+    )
+    _, after = decide_episode(doubled, config, key, SHAPE, observed=np.stack([np.ones(256, bool), half]))
+    np.testing.assert_array_equal(after.updates, np.where(half, 2, 1))
+    np.testing.assert_array_equal(after.smoothed[:, ~half], first.smoothed[:, ~half])
+    np.testing.assert_allclose(after.attention, first.attention, rtol=1e-12)  # twice the shares, scaled back

@@ -62,7 +62,8 @@ def check(seen, reduction, shape):
 @given(st.one_of(FIRST, LATER), st.integers(0, 2**32 - 1))
 def test_equals_the_literal_reduction(reduction, seed):
     shape = Shape(8, 8) if reduction.correspondence == "index" else SHAPE
-    check(observables(seed, n_2d=shape.n_2d), reduction, shape)
+    changes = {"patch_later": None} if reduction.correspondence == "index" else {}
+    check(observables(seed, n_2d=shape.n_2d, **changes), reduction, shape)
 
 
 def test_every_option_changes_the_scores():
@@ -149,6 +150,12 @@ def test_tokens_that_were_not_fed_are_not_read():
             Reduction(passes="mean", groups=("action",), components="layer"),
             TraceError,
             "attention of the later passes was not recorded",
+        ),
+        (
+            {"patch_later": None},
+            Reduction(passes="mean", groups=("action",), components="layer"),
+            TraceError,
+            "lack the point tokens' patches",
         ),
         ({"patch": np.full(8, 6, np.int32)}, Reduction(), TraceError, "integers from -1 to 5"),
     ],
