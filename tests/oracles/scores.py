@@ -57,7 +57,7 @@ def reduce(observables, reduction, n_2d, n_3d):
     passes = [None]
     if reduction.passes != "first":
         passes += list(range(observables.attention_action.shape[0]))
-        maps += [range(n_3d) if reduction.correspondence == "index" else p for p in observables.patch_later]
+        maps += [range(n_3d) if reduction.correspondence == "index" else observables.patch_later[p] for p in passes[1:]]
     out = []
     for patch in range(n_2d):
         vectors_2d, vectors_3d = [], []
