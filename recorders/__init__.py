@@ -2,8 +2,9 @@
 
 from recorders.attach_generators import generator_states, restore_generators
 from recorders.attach_run import attach
+from recorders.episode import EpisodeRecording, StepRecording
 from recorders.prune_live_run import LivePruning, prune_live
-from recorders.recorder import EpisodeRecording, Recorder, StepRecording
+from recorders.recorder import Recorder
 from tracekit.capture import CaptureSpec
 
 __all__ = [

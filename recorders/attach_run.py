@@ -24,19 +24,19 @@ from recorders.attach_passes import Feed, PassSeen, PassWatch, wrapped
 from recorders.recorder import Recorder
 from recorders.sites import find_sites, resolve
 from tracekit.actions import ActionSpec
-from tracekit.capture import GROUPS, AttentionTap, CaptureSpec
+from tracekit.capture import AttentionTap, CaptureSpec, vocabulary_head
 from tracekit.config import Configuration, ExecutionConfig
 from tracekit.digest import digest_arrays, digest_json
-from tracekit.engine import PassRecord, StepDraws, StepOptions, StepResult
+from tracekit.engine import PassRecord, StepDraws, StepOptions, StepResult, observables_of
 from tracekit.errors import PolicyError
 from tracekit.layout import TokenLayout
 from tracekit.model.diffusion import alphas, ddim_step
 from tracekit.model.release import NOT_FOR_INFERENCE
 from tracekit.policy import PolicyIdentity
 from tracekit.profiling import STAGES, Stage
-from tracekit.pruning import Decision, Observables
+from tracekit.pruning import Decision
 
-__all__ = ["attach", "observables_of"]
+__all__ = ["attach"]
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 SUCCESSOR_TOLERANCE = 1e-2
@@ -73,7 +73,7 @@ def attach(
     owner = resolve(policy, found.forward.rpartition(".")[0]) if "." in found.forward else policy
     identity = _identity(name or type(policy).__name__, owner, backbone, identity)
     execution = ExecutionConfig(dtype=dtype or _dtype(weight), threads=torch.get_num_threads())  # type: ignore[arg-type]  # checked by _dtype
-    run = _Run(_Described(identity, action_spec), Configuration(execution=execution), backbone, tuple(views))
+    run = _Run(_Described(identity, action_spec), Configuration(execution=execution), owner, backbone, tuple(views))
     watch = PassWatch(policy, found, run)
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(path, run, capture, source=source))
@@ -81,17 +81,6 @@ def attach(
         watch.install()
         stack.enter_context(wrapped(policy, found.predict, run.around(watch)))
         yield recorder
-
-
-def observables_of(tap: AttentionTap, patch: npt.NDArray[np.int32] | None) -> Observables:
-    """What a tapped pass 0 shows to a pruner; `patch`: (N_3D,) int32 or None without points."""
-    received = tap.received
-    return Observables(
-        norms={feature: norms.numpy() for feature, norms in tap.norms.items()},
-        attention=torch.stack(list(received.values()), dim=2).numpy(),
-        groups=tuple(received),
-        patch=patch,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +94,15 @@ class _Described:
 class _Run:
     """The steps of an attached policy, in the shape that the recorder records; see `recorders.recorder.Recordable`."""
 
-    def __init__(self, policy: _Described, config: Configuration, backbone: nn.Module, views: tuple[str, ...]) -> None:
+    def __init__(
+        self, policy: _Described, config: Configuration, owner: object, backbone: nn.Module, views: tuple[str, ...]
+    ) -> None:
         self.policy, self.config = policy, config
         self.options = StepOptions()
         self.last: StepResult | None = None
         self.last_draws: StepDraws | None = None
         self.steps = 0
-        self._backbone, self._views = backbone, views
+        self._owner, self._backbone, self._views = owner, backbone, views
         self._layout: TokenLayout | None = None
         self._passes: list[_Pass] = []
 
@@ -151,8 +142,10 @@ class _Run:
         capture = self.options.capture or CaptureSpec.minimal()
         if seen.index and not capture.later_action_rows:
             return None
-        groups = GROUPS if seen.index == 0 else ("action",)
-        return Feed(torch.arange(len(seen.rows)), AttentionTap(self._backbone, self._layout, groups))
+        groups = capture.groups if seen.index == 0 else ("action",)
+        spec = capture if seen.index == 0 else None
+        head = vocabulary_head(self._owner) if spec is not None and "logits" in spec.norms else None
+        return Feed(torch.arange(len(seen.rows)), AttentionTap(self._backbone, self._layout, groups, spec, head))
 
     def passed(self, seen: PassSeen) -> None:
         """Take what the trace stores out of the pass, and let go of the rest."""
@@ -217,6 +210,9 @@ class _Run:
             times_ns=_times(passes, wall_ns),
             wall_ns=wall_ns,
             observables=observables_of(tapped[0], passes[0].record.patch),
+            extras={name: values.numpy() for name, values in tapped[0].extras.items()},
+            hooks_ns=np.sum([tap.hooks_ns for tap in tapped], axis=0, dtype=np.int64),
+            reduction_ns=sum(tap.reduction_ns for tap in tapped),
             action_rows=torch.stack(later).numpy() if later else None,
             encoded=tuple(one.record for one in passes),
         )

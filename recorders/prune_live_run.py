@@ -19,11 +19,10 @@ from torch import Tensor
 
 from recorders.attach_layout import layout_of, visual_layout
 from recorders.attach_passes import Feed, PassSeen, PassWatch, locate, patches_of, wrapped
-from recorders.attach_run import observables_of
 from recorders.sites import find_sites, resolve
 from tracekit.capture import GROUPS, AttentionTap
 from tracekit.config import Configuration
-from tracekit.engine import decision_shape
+from tracekit.engine import decision_shape, observables_of
 from tracekit.errors import ConfigError, PolicyError
 from tracekit.pruning import Decision, DecisionKey, Shape, point_mask, reduce
 

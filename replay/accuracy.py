@@ -60,10 +60,10 @@ def replay_episode(
     controller = Controller(policy, config, StepOptions(encoded="digest"))
     controller.reset(episode.info.uid)
     steps: list[StepReplay] = []
-    shown = config.pruner.reduction if config.observe.feedback == "recorded" else None
-    for recorded in episode.steps(shown):
+    for recorded in episode.steps(config, shown=config.observe.feedback == "recorded"):
         memory = controller.memory
-        result = controller.step(recorded.observation, recorded.draws, recorded.scores)
+        controller.reset(episode.info.uid, steps=recorded.number - 1, memory=memory)
+        result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
         steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned"))
         advance()
     return EpisodeReplay(episode.info.id, tuple(steps))

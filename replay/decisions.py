@@ -1,4 +1,4 @@
-"""Decisions from stored scores alone: no forward pass, bit-exact on every machine."""
+"""Decisions from what is stored alone: no forward pass, bit-exact on every machine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,14 @@ __all__ = ["replay_decisions"]
 def replay_decisions(
     trace: str | Path, config: str | Path | Configuration, *, episodes: Sequence[str] = ()
 ) -> dict[str, list[Decision]]:
-    """Episode id -> the decision of every step under `config`, from the scores stored in `trace`.
+    """Episode id -> the decision of every step under `config`, from the scores or observables stored in `trace`.
 
     The same bits everywhere, and in the environment that recorded the trace those of a forward replay, as long as that
     computes the observed pass as it was recorded: with `reuse = prefix_kv` the pass is split, and its rounding may turn
-    a tie. Raises TraceError if the scores of the configuration's reduction were not stored, or others are needed.
+    a tie. Raises TraceError if scores of the configuration's reduction, or observables that its pruner requires, were
+    not stored, or steps that it remembers were not recorded.
     """
     resolved = config if isinstance(config, Configuration) else load_config(config)
-    if resolved.method.reads == "observables":
-        raise TraceError(
-            f"pruner {resolved.kind!r} decides from observables, not from stored scores; "
-            "use a forward replay (`tracekit replay`)"
-        )
     if resolved.observe.mode == "lagged" and resolved.observe.feedback == "own":
         raise TraceError(
             'observe.feedback = "own": what a pruned pass shows is not in the recording; use a forward replay '
@@ -44,14 +40,14 @@ def _decide(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
     shape = decision_shape(TokenLayout.from_json(episode.info.attributes["layout"]))
     memory: Any = config.method.initial_state(config.pruner, shape)
     seed = int(getattr(config.pruner, "seed", 0))
+    episode.refuse_gaps(config)
     decisions = []
     for index in range(len(episode)):
-        step = index + 1
+        step = episode.number(index)
         shown = index - 1 if config.observe.mode == "lagged" else index
-        reads = config.method.reads == "scores" and shown >= 0
-        scores = episode.scores(shown, config.pruner.reduction) if reads else None
+        seen = episode.seen(shown, config) if shown >= 0 else None
         patch = episode.patch(index) if shape.n_3d else None
         key = DecisionKey(seed, episode.info.uid, step)
-        decision, memory = config.method.decide(scores, memory, config.pruner, key, shape, patch=patch)
+        decision, memory = config.method.decide(seen, memory, config.pruner, key, shape, patch=patch)
         decisions.append(keep_everything(shape) if config.observe.refreshes(step) else decision)
     return decisions

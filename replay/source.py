@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit import keys
+from tracekit.actions import ActionSpec
 from tracekit.camera import Camera
-from tracekit.engine import StepDraws
+from tracekit.config import Configuration
+from tracekit.engine import StepDraws, decision_shape
 from tracekit.errors import PolicyError, TraceError
+from tracekit.layout import TokenLayout
 from tracekit.observation import Observation
 from tracekit.policy import Policy, Precision, load_policy
-from tracekit.pruning import Reduction, Scores
-from tracekit.records import recorded_draws, recorded_observation, recorded_scores
+from tracekit.pruning import Observables, Reduction, Scores
+from tracekit.records import (
+    recorded_displacement_m,
+    recorded_draws,
+    recorded_observables,
+    recorded_observation,
+    recorded_scores,
+    recorded_step_number,
+)
 from tracekit.store import Episode, Trace
 
 __all__ = ["RecordedEpisode", "RecordedStep", "TraceSource"]
@@ -26,22 +36,29 @@ __all__ = ["RecordedEpisode", "RecordedStep", "TraceSource"]
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """One recorded control step, 0-based `index` within its episode. What the trace lacks is None."""
+    """One recorded control step, 0-based `index` within its episode. What the trace lacks is None.
+
+    `number`: the 1-based control step that it was; beyond index + 1 where earlier steps were not recorded. `seen`: what
+    its unpruned pass 0 showed, in the form that a pruner reads. `displacement_m`: the translation executed before.
+    """
 
     index: int
+    number: int
     observation: Observation
     draws: StepDraws
     unclipped: npt.NDArray[np.float32] | None
     action: npt.NDArray[np.float64] | None
-    scores: Scores | None
+    seen: Scores | Observables | None
     rows_digest: npt.NDArray[np.uint8] | None
+    displacement_m: float | None = None
 
 
 class RecordedEpisode:
     """One episode of a trace."""
 
-    def __init__(self, episode: Episode) -> None:
+    def __init__(self, episode: Episode, action_spec: ActionSpec) -> None:
         self.stored = episode
+        self._action_spec = action_spec
         self.info = episode.info
         cameras = episode.info.attributes.get("cameras", {})
         self._cameras = {view: Camera.from_json(data) for view, data in cameras.items()}
@@ -49,25 +66,60 @@ class RecordedEpisode:
     def __len__(self) -> int:
         return int(self.info.steps)
 
-    def step(self, index: int, reduction: Reduction | None = None) -> RecordedStep:
-        """Read step `index`, with the scores under `reduction` if one is given.
+    def step(self, index: int, config: Configuration | None = None, *, shown: bool = False) -> RecordedStep:
+        """Read step `index` for a replay under `config`; with what its pass 0 showed, if it is to be `shown`.
 
         Raises TraceError if a part is missing that the replay cannot do without.
         """
         samples = self._optional(keys.ACTION_SAMPLES, index)
+        moved = None
+        if config is not None and "displacement_m" in config.method.requires(config.pruner):
+            moved = recorded_displacement_m(self.stored, index, self._action_spec)
         return RecordedStep(
             index=index,
+            number=self.number(index),
             observation=recorded_observation(self.stored, index, self._cameras),
             draws=recorded_draws(self.stored, index),
             unclipped=None if samples is None else samples[-1],
             action=self._optional(keys.ACTION_POLICY, index),
-            scores=None if reduction is None else self.scores(index, reduction),
+            seen=self.seen(index, config) if shown and config is not None else None,
             rows_digest=self._optional(keys.ROWS_DIGEST, index),
+            displacement_m=moved,
         )
 
-    def steps(self, reduction: Reduction | None = None) -> Iterator[RecordedStep]:
-        """All steps in order, with the scores under `reduction` if one is given."""
-        return (self.step(index, reduction) for index in range(len(self)))
+    def steps(self, config: Configuration | None = None, *, shown: bool = False) -> Iterator[RecordedStep]:
+        """All steps in order; see `step`. Raises TraceError where `config` remembers steps that were not recorded."""
+        if config is not None:
+            self.refuse_gaps(config)
+        return (self.step(index, config, shown=shown) for index in range(len(self)))
+
+    def number(self, index: int) -> int:
+        """The 1-based control step of row `index`."""
+        return recorded_step_number(self.stored, index)
+
+    def seen(self, index: int, config: Configuration) -> Scores | Observables | None:
+        """What the configured pruner reads of step `index`; raises TraceError naming what was not stored."""
+        if config.method.reads == "scores":
+            return self.scores(index, config.pruner.reduction)
+        if config.method.reads == "observables":
+            required = config.method.requires(config.pruner)
+            return recorded_observables(self.stored, index, required, self._action_spec)
+        return None
+
+    def refuse_gaps(self, config: Configuration) -> None:
+        """Raise TraceError where `config` remembers earlier steps, and one of them was not recorded."""
+        shape = decision_shape(TokenLayout.from_json(self.info.attributes["layout"]))
+        remembers = config.method.initial_state(config.pruner, shape) is not None
+        lagged = config.method.observes == "forward" and config.observe.mode == "lagged"
+        if not remembers and not lagged:
+            return
+        for index in range(len(self)):
+            if self.number(index) != index + 1:
+                raise TraceError(
+                    f"episode {self.info.id!r}: control step {index + 1} was not recorded (dropped or left out), and "
+                    f"configuration {config.name!r} remembers earlier steps; leave this episode out, or record with "
+                    'overflow = "block"'
+                )
 
     def scores(self, index: int, reduction: Reduction) -> Scores:
         """Stored scores of step `index`; raises TraceError naming the reduction if there are none."""
@@ -110,7 +162,9 @@ class TraceSource:
                 raise TraceError(f"{self.path}: no episode {name!r}; it has: {', '.join(known) or 'none'}")
         if not known:
             raise TraceError(f"{self.path}: the trace has no committed episode; record one first")
-        return tuple(RecordedEpisode(self.trace.episode(name)) for name in (wanted or known))
+        spec = self.trace.attributes["action_spec"]
+        action_spec = ActionSpec(**{item.name: spec[item.name] for item in fields(ActionSpec)})
+        return tuple(RecordedEpisode(self.trace.episode(name), action_spec) for name in (wanted or known))
 
     def policy(self, spec: str | None, precision: Precision) -> Policy:
         """The recorded policy, or `spec` in its place; raises PolicyError if its weights are not the recorded ones."""

@@ -112,6 +112,7 @@ def _time_step(
 ) -> tuple[float, npt.NDArray[np.float64]]:
     """(wall ms, stages ms) of one step, from the pruner's state that it had."""
     controller = Controller(policy, config)
-    controller.reset(uid, steps=step.recorded.index, memory=None if config.kind == "none" else step.memory)
-    result = controller.step(step.recorded.observation, step.recorded.draws, step.recorded.scores)
+    controller.reset(uid, steps=step.recorded.number - 1, memory=None if config.kind == "none" else step.memory)
+    recorded = step.recorded
+    result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
     return result.wall_ns / 1e6, result.times_ns.sum(axis=1) / 1e6

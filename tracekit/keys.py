@@ -9,19 +9,31 @@ __all__ = [
     "ACTION_SAMPLES",
     "ATTENTION",
     "ATTENTION_ACTION",
+    "ATTENTION_ENTROPY",
+    "ATTENTION_MAPS",
+    "CAPTURE_HOOKS_NS",
+    "CAPTURE_REDUCTION_NS",
+    "ENCODE_NS",
     "FPS_STARTS",
+    "HANDOVER_NS",
+    "LAST_ROW",
+    "MEAN_ALL_ROWS",
     "PHASE",
     "POINTS",
     "POINT_CENTRES",
     "POINT_PATCH",
+    "QK_TEXT_LAYER0",
+    "QUEUE_WAIT_NS",
     "ROWS",
     "ROWS_DIGEST",
     "STAGES_NS",
     "STATE",
+    "STEP_NUMBER",
     "TEXT_IDS",
     "WALL_NS",
     "depth",
     "generator",
+    "hidden",
     "image",
     "norms",
     "score",
@@ -29,6 +41,7 @@ __all__ = [
     "time_ns",
 ]
 
+STEP_NUMBER = "step_number"
 STATE = "observation/state"
 POINTS = "observation/points"
 PHASE = "annotation/phase"
@@ -40,12 +53,22 @@ ROWS = "tokens/prefix_rows"
 ROWS_DIGEST = "tokens/prefix_digest"
 ATTENTION = "observables/attention"
 ATTENTION_ACTION = "observables/attention_action"
+LAST_ROW = "observables/last_row"
+QK_TEXT_LAYER0 = "observables/qk_text_layer0"
+MEAN_ALL_ROWS = "observables/mean_all_rows"
+ATTENTION_ENTROPY = "observables/attention_entropy"
+ATTENTION_MAPS = "attention/maps"
 ACTION_NOISE = "action/noise"
 ACTION_SAMPLES = "action/samples"
 ACTION_POLICY = "action/policy"
 ACTION_EXECUTED = "action/executed"
 STAGES_NS = "timing/stages_ns"
 WALL_NS = "timing/wall_ns"
+CAPTURE_HOOKS_NS = "timing/capture_hooks_ns"
+CAPTURE_REDUCTION_NS = "timing/capture_reduction_ns"
+HANDOVER_NS = "timing/handover_ns"
+QUEUE_WAIT_NS = "timing/queue_wait_ns"
+ENCODE_NS = "timing/encode_ns"
 
 
 def generator(name: str) -> str:
@@ -71,6 +94,11 @@ def segmentation(view: str) -> str:
 def time_ns(sensor: str) -> str:
     """Measured monotonic time stamp of a sensor reading."""
     return f"observation/time_ns/{sensor}"
+
+
+def hidden(site: str) -> str:
+    """Hidden states of chosen layers: `block`, `attention` or `mlp`."""
+    return f"hidden/{site}"
 
 
 def norms(feature: str) -> str:

@@ -13,23 +13,36 @@ from tracekit import keys
 from tracekit.actions import ActionSpec
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
-from tracekit.engine import StepDraws, StepResult, decision_shape
+from tracekit.capture.spec import chosen
+from tracekit.engine import StepDraws, StepResult, decision_shape, spread_attention, translation_m
+from tracekit.errors import TraceError
+from tracekit.layout import TokenLayout
 from tracekit.observation import Observation
 from tracekit.profiling import STAGES
-from tracekit.pruning import Reduction, Scores, reduce
+from tracekit.pruning import Observables, Reduction, Scores, reduce
 from tracekit.store import ArraySpec, Episode
 
-__all__ = ["Field", "field", "recorded_draws", "recorded_observation", "recorded_scores", "step_fields"]
+__all__ = [
+    "Field",
+    "field",
+    "recorded_displacement_m",
+    "recorded_draws",
+    "recorded_observables",
+    "recorded_observation",
+    "recorded_scores",
+    "recorded_step_number",
+    "step_fields",
+]
 
 SCORE_NAMES = ("norm_2d", "norm_3d", "attention_2d", "attention_3d", "ortho_3d", "points")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One array of one step, with its declaration."""
+    """One array of one step, with its declaration; None: declared for steps to come, and absent in this one."""
 
     spec: ArraySpec
-    value: npt.NDArray[Any]
+    value: npt.NDArray[Any] | None
 
 
 def step_fields(
@@ -44,8 +57,8 @@ def step_fields(
     return {
         **_observation_fields(observation, action_spec),
         **_token_fields(result, draws, capture),
-        **_observable_fields(result),
-        **_score_fields(result, reduction),
+        **_observable_fields(result, capture),
+        **_score_fields(result, capture, reduction),
         **_action_fields(result, draws, action_spec),
         **_timing_fields(result),
         **{keys.generator(name): field(state, "uint8", "byte") for name, state in draws.generators.items()},
@@ -112,42 +125,106 @@ def _token_fields(result: StepResult, draws: StepDraws, capture: CaptureSpec) ->
     return fields
 
 
-def _observable_fields(result: StepResult) -> dict[str, Field]:
+def _observable_fields(result: StepResult, capture: CaptureSpec) -> dict[str, Field]:
     seen = result.observables
     if seen is None:
         return {}
     fields = {
         keys.norms(name): field(norms[None], "float32", "pass token", optional=True)
         for name, norms in seen.norms.items()
+        if name in capture.norms
     }
-    fields[keys.ATTENTION] = field(
-        seen.attention[None],
-        "float32",
-        "pass layer head query_group token",
-        optional=True,
-        query_groups=list(seen.groups),
-    )
+    layers, heads = (seen.attention.shape[axis] for axis in (0, 1))
+    own = chosen(capture.layers, layers, "layers"), chosen(capture.heads, heads, "heads")
+    places = [place for place, group in enumerate(seen.groups) if group in capture.groups]
+    if places:
+        whole = (len(own[0]), len(own[1]), len(places)) == seen.attention.shape[:3]
+        rows = seen.attention if whole else seen.attention[np.ix_(*own, places)]
+        fields[keys.ATTENTION] = field(
+            rows[None],
+            "float32",
+            "pass layer head query_group token",
+            optional=True,
+            query_groups=[seen.groups[place] for place in places],
+            layers=own[0],
+            heads=own[1],
+            size=[layers, heads],
+        )
     if result.action_rows is not None:
         fields[keys.ATTENTION_ACTION] = field(
             result.action_rows, "float32", "pass layer token", optional=True, heads="mean"
         )
+    for key, values, axes, kept in (
+        (keys.LAST_ROW, seen.last_row, "pass layer token", capture.last_row),
+        (keys.MEAN_ALL_ROWS, seen.mean_all_rows, "pass layer token", capture.mean_all_rows),
+        (keys.QK_TEXT_LAYER0, seen.qk_text_layer0, "pass token", capture.qk_text_layer0),
+    ):
+        if values is not None and kept:
+            fields[key] = field(values[None], "float32", axes, optional=True, heads="mean")
+    return fields | _extra_fields(result, capture)
+
+
+def _extra_fields(result: StepResult, capture: CaptureSpec) -> dict[str, Field]:
+    """What no pruner reads: entropies, maps, hidden states."""
+    extras, fields = result.extras, {}
+    if "attention_entropy" in extras and capture.attention_entropy:
+        values = extras["attention_entropy"][None]
+        fields[keys.ATTENTION_ENTROPY] = field(values, "float32", "pass layer", "nat", optional=True, heads="mean")
+    if "maps" in extras:
+        layers = chosen(capture.maps, len(result.hooks_ns), "layers") if result.hooks_ns is not None else []
+        fields[keys.ATTENTION_MAPS] = field(
+            extras["maps"][None], "float16", "pass layer head row column", optional=True, layers=layers
+        )
+    for site in capture.hidden:
+        if f"hidden/{site}" in extras and result.hooks_ns is not None:
+            fields[keys.hidden(site)] = field(
+                extras[f"hidden/{site}"][None],
+                "float32",
+                "pass layer token width",
+                optional=True,
+                layers=chosen(capture.hidden_layers, len(result.hooks_ns), "layers"),
+            )
     return fields
 
 
-def _score_fields(result: StepResult, reduction: Reduction) -> dict[str, Field]:
-    if result.observables is None:
+def _score_fields(result: StepResult, capture: CaptureSpec, reduction: Reduction) -> dict[str, Field]:
+    """Scores of `reduction`, where the capture takes what it reads; absent in steps in which that is not finite."""
+    seen = result.observables
+    if seen is None or not _covers(capture, reduction, seen):
         return {}
-    scores = reduce(result.observables, reduction, decision_shape(result.layout))
+    layers = _layers_of(reduction, len(seen.attention))
+    numbers = (seen.norms[reduction.feature], seen.attention[layers])
+    fed = slice(None) if seen.kept is None else seen.kept
+    shape = decision_shape(result.layout)
+    finite = all(bool(np.isfinite(values[..., fed]).all()) for values in numbers)
+    scores = reduce(seen, reduction, shape) if finite else None
     return {
-        keys.score(reduction.digest, name): field(
-            getattr(scores, name),
-            "int32" if name == "points" else "float32",
-            "patch",
-            optional=True,
-            reduction=reduction.digest,
+        keys.score(reduction.digest, name): Field(
+            ArraySpec(
+                dtype="int32" if name == "points" else "float32",
+                shape=(shape.n_2d,),
+                axes=("patch",),
+                optional=True,
+                attributes={"reduction": reduction.digest},
+            ),
+            None if scores is None else getattr(scores, name),
         )
         for name in SCORE_NAMES
     }
+
+
+def _covers(capture: CaptureSpec, reduction: Reduction, seen: Observables) -> bool:
+    taken = chosen(capture.layers, len(seen.attention), "layers")
+    return (
+        {*reduction.groups} <= {*seen.groups} & {*capture.groups}
+        and reduction.feature in capture.norms
+        and capture.heads == "all"
+        and {*_layers_of(reduction, len(seen.attention))} <= {*taken}
+    )
+
+
+def _layers_of(reduction: Reduction, count: int) -> list[int]:
+    return chosen(reduction.layers, count, "layers")
 
 
 def _action_fields(result: StepResult, draws: StepDraws, spec: ActionSpec) -> dict[str, Field]:
@@ -161,9 +238,14 @@ def _action_fields(result: StepResult, draws: StepDraws, spec: ActionSpec) -> di
 
 
 def _timing_fields(result: StepResult) -> dict[str, Field]:
+    hooks = {}
+    if result.hooks_ns is not None:
+        hooks[keys.CAPTURE_HOOKS_NS] = field(result.hooks_ns, "int64", "layer", "ns", optional=True)
     return {
         keys.STAGES_NS: field(result.times_ns, "int64", "stage pass", "ns", optional=True, stages=list(STAGES)),
         keys.WALL_NS: field(result.wall_ns, "int64", "", "ns", optional=True),
+        keys.CAPTURE_REDUCTION_NS: field(result.reduction_ns, "int64", "", "ns", optional=True),
+        **hooks,
     }
 
 
@@ -190,3 +272,79 @@ def recorded_scores(episode: Episode, step: int, reduction: Reduction) -> Scores
     """The scores of `step` (0-based) under `reduction`; raises TraceError if they were not stored."""
     values = {name: episode.read(keys.score(reduction.digest, name), step) for name in SCORE_NAMES}
     return Scores(**values)
+
+
+def recorded_step_number(episode: Episode, step: int) -> int:
+    """The 1-based control step that row `step` (0-based) is; they differ where steps were dropped or left out."""
+    return int(episode.read(keys.STEP_NUMBER, step)) if keys.STEP_NUMBER in episode else step + 1
+
+
+def recorded_displacement_m(episode: Episode, step: int, spec: ActionSpec) -> float | None:
+    """Length in metres of the translation executed before `step` (0-based); None before the first.
+
+    Raises TraceError if the executed actions were not recorded, or that of the step before was dropped.
+    """
+    number = recorded_step_number(episode, step)
+    if number == 1:
+        return None
+    if step == 0 or recorded_step_number(episode, step - 1) != number - 1:
+        raise TraceError(
+            f"episode {episode.info.id!r}: what was executed before control step {number} was not recorded, and the "
+            "pruner reads it; record without dropping steps"
+        )
+    return translation_m(spec, episode.read(keys.ACTION_EXECUTED, step - 1), episode.read(keys.STATE, step - 1))
+
+
+def recorded_observables(episode: Episode, step: int, required: frozenset[str], spec: ActionSpec) -> Observables:
+    """The observables of `step` (0-based) that are `required` (fields of `Observables`), and those that go with them.
+
+    `spec`: of the recorded actions. Raises TraceError naming the first one that the trace lacks.
+    """
+
+    def get(name: str, key: str) -> npt.NDArray[Any] | None:
+        if name not in required:
+            return None
+        if key not in episode:
+            raise TraceError(
+                f"the pruner needs observables {name!r}, and episode {episode.info.id!r} has no {key!r}; record with "
+                "`--capture baselines`, which has all that the shipped pruners need"
+            )
+        return episode.read(key, step)
+
+    layout = TokenLayout.from_json(episode.info.attributes["layout"])
+    taken, groups = get("attention", keys.ATTENTION), ()
+    attention = np.zeros((0, 0, 0, len(layout.visual_positions)), np.float32)
+    if taken is not None:
+        about = episode.spec(keys.ATTENTION).attributes
+        groups = tuple(about["query_groups"])
+        size = about.get("size", taken.shape[1:3])
+        layers, heads = (about.get(name, range(count)) for name, count in zip(("layers", "heads"), size, strict=True))
+        attention = spread_attention(taken[0], layers, heads, (size[0], size[1]))
+    first = {name: get(name, key) for name, key in _OF_PASS_0.items()}
+    has_points = bool(len(layout.point_positions))
+    centres = get("centres", keys.POINT_CENTRES) if has_points else None
+    patches = episode.read(keys.POINT_PATCH, step) if keys.POINT_PATCH in episode else None
+    images = [get("images", keys.image(view)) for view in layout.views] if "images" in required else []
+    prefix = "observables/norms/"
+    features = [key.removeprefix(prefix) for key in episode.keys() if key.startswith(prefix)]  # noqa: SIM118  # an episode is no dict
+    rows = get("embeddings", keys.ROWS)
+    return Observables(
+        norms={name: episode.read(keys.norms(name), step)[0] for name in features if "norms" in required},
+        attention=attention,
+        groups=groups,
+        patch=None if patches is None else patches[0],
+        attention_action=get("attention_action", keys.ATTENTION_ACTION),
+        patch_later=None if patches is None or len(patches) < 2 else patches[1:],
+        embeddings=None if rows is None else rows[0][layout.visual_positions],
+        centres=None if centres is None else centres[0],
+        images=np.stack([image for image in images if image is not None]) if images else None,
+        displacement_m=recorded_displacement_m(episode, step, spec) if "displacement_m" in required else None,
+        **{name: None if values is None else values[0] for name, values in first.items()},
+    )
+
+
+_OF_PASS_0 = {
+    "last_row": keys.LAST_ROW,
+    "mean_all_rows": keys.MEAN_ALL_ROWS,
+    "qk_text_layer0": keys.QK_TEXT_LAYER0,
+}

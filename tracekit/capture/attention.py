@@ -26,6 +26,7 @@ from tracekit.capture.plan import CallPlan, plan_of
 from tracekit.capture.rebuilding import LayerRows, TailRows, probabilities, received_later
 from tracekit.capture.spec import CaptureSpec, Group, chosen
 from tracekit.capture.structure import attention_modules, final_norm
+from tracekit.capture.transfer import HostCopies
 from tracekit.errors import PolicyError
 from tracekit.layout import TokenLayout
 
@@ -54,7 +55,8 @@ class AttentionTap:
     later pass, of which only the action rows are taken.
 
     `layers`: (l,) indices of the layers whose rows are rebuilt. `elapsed_ns`: time spent here, so that observing is
-    charged to itself; `hooks_ns`: of it, per layer; `reduction_ns`: of it, in the arithmetic. `dtype`: of the
+    charged to itself; `hooks_ns`: of it, per layer; `reduction_ns`: of it, in the arithmetic that layers share. `size`:
+    layers and heads of the policy. `dtype`: of the
     projections, as they came out (autocast makes it another than the weights'); None before the first call.
     """
 
@@ -75,7 +77,9 @@ class AttentionTap:
         self._visual = len(layout.visual_positions)
         self._extras = Extras(backbone, self._modules, layout, spec, head, self._device)
         self.layers = chosen(spec.layers, len(self._modules), "layers")
-        self._rebuilt = set(range(len(self._modules))) if spec.last_row else set(self.layers)
+        self._rebuilt = set(range(len(self._modules))) if spec.last_row else set(self.layers if self._groups else ())
+        self._copies = HostCopies(self._device)
+        self._host: dict[str, Tensor] | None = None
         self._call: _Call | None = None
         self._later = False
         self._q: dict[int, Tensor] = {}
@@ -89,8 +93,13 @@ class AttentionTap:
         self.elapsed_ns = 0
         self.reduction_ns = 0
         self.hooks_ns = [0] * len(self._modules)
-        self.heads_in_all = 0
+        self.size = (len(self._modules), 0)
         self.dtype: torch.dtype | None = None
+
+    @property
+    def heads(self) -> list[int]:
+        """Indices of the heads whose rows are kept; known once a call has been seen."""
+        return chosen(self._spec.heads, self.size[1], "heads")
 
     def __enter__(self) -> Self:
         for index, module in enumerate(self._modules):
@@ -127,6 +136,7 @@ class AttentionTap:
         if self._tails and call.plan is not self._tails[0].plan:
             self._reduce_tails()
         self._call = call
+        self._host = self._host if self._later else None
         self.elapsed_ns += time.perf_counter_ns() - start
         try:
             yield
@@ -141,10 +151,11 @@ class AttentionTap:
 
     @property
     def norms(self) -> dict[str, Tensor]:
-        """Feature -> (N_visual,) float32 L1 norms of final-layer features: the residual stream after the last block
-        (`prenorm`), after the final norm (`postnorm`), the vocabulary head's output (`logits`).
-        """  # noqa: D205  # one sentence
-        return {feature: values.cpu() for feature, values in self._extras.norms.items()}
+        """Feature -> (N_visual,) float32 L1 norms of final-layer features.
+
+        `prenorm`: the residual stream after the last block, `postnorm`: after the final norm, `logits`: the head's.
+        """
+        return self._named("norms/")
 
     @property
     def received(self) -> dict[str, Tensor]:
@@ -152,27 +163,48 @@ class AttentionTap:
 
         Zeros where a visual token was not among the keys. The visual axis is all image tokens, then all point tokens.
         """
-        return {group: self._stacked(found, group, self.layers).cpu() for group, found in self._received.items()}
+        return self._named("received/")
+
+    @property
+    def last_row(self) -> Tensor | None:
+        """(layers, N_visual) float32 head mean of the last text row; None where it is not wanted."""
+        return self._on_host().get("last_row")
+
+    @property
+    def extras(self) -> dict[str, Tensor]:
+        """What else the specification asks for, by name; see `tracekit.capture.extras.Extras`."""
+        return self._named("extras/")
 
     @property
     def received_later(self) -> Tensor | None:
         """(passes - 1, layers, N_visual) float32 head means of the action rows after `follow`; None without any."""
         start = time.perf_counter_ns()
         self._reduce_tails()
+        found = self._copies.start(torch.cat(self._later_rows)) if self._later_rows else None
+        self._copies.wait()
         self.elapsed_ns += time.perf_counter_ns() - start
-        return torch.cat(self._later_rows).cpu() if self._later_rows else None
+        return found
 
-    @property
-    def last_row(self) -> Tensor | None:
-        """(layers, N_visual) float32 head mean of the last text row; None where it is not wanted."""
-        if not self._spec.last_row:
-            return None
-        return self._stacked(self._last_row, "text", range(len(self._modules))).cpu()
+    def launch(self) -> None:
+        """Start bringing the first pass's results to the host, without waiting; the properties wait."""
+        results = {
+            f"received/{group}": self._stacked(found, group, self.layers) for group, found in self._received.items()
+        }
+        results |= {f"norms/{feature}": values for feature, values in self._extras.norms.items()}
+        results |= {f"extras/{name}": values for name, values in self._extras.results().items()}
+        if self._spec.last_row and len(self._layout.group_positions("text")):
+            results["last_row"] = self._stacked(self._last_row, "text", range(len(self._modules)))
+        self._host = {name: self._copies.start(values) for name, values in results.items()}
 
-    @property
-    def extras(self) -> Mapping[str, Tensor]:
-        """What else the specification asks for, by name; see `tracekit.capture.extras.Extras`."""
-        return {name: values.cpu() for name, values in self._extras.results().items()}
+    def _on_host(self) -> dict[str, Tensor]:
+        if self._host is None:
+            self.launch()
+        self._copies.wait()
+        return self._host or {}
+
+    def _named(self, prefix: str) -> dict[str, Tensor]:
+        found = self._on_host().items()
+        return {name.removeprefix(prefix): values for name, values in found if name.startswith(prefix)}
 
     def _stacked(self, found: Mapping[int, Tensor], group: str, layers: Sequence[int]) -> Tensor:
         if any(layer not in found for layer in layers):
@@ -240,9 +272,7 @@ class AttentionTap:
         self, call: _Call, index: int, module: nn.Module, kwargs: dict[str, Any], query: Tensor, keys: Tensor
     ) -> None:
         bias = self._bias(call, module, kwargs, call.plan.wanted)
-        self._pending.append(
-            LayerRows(index, query[call.plan.wanted], keys, scale_of(module, keys.shape[-1]), bias)
-        )
+        self._pending.append(LayerRows(index, query[call.plan.wanted], keys, scale_of(module, keys.shape[-1]), bias))
         if sum(one.keys.nbytes for one in self._pending) > PENDING_BYTES:
             self._reduce_pending()
 
@@ -266,8 +296,7 @@ class AttentionTap:
         start = time.perf_counter_ns()
         plan = call.plan
         attention = probabilities(self._pending, call.wanted_rotary)
-        self.heads_in_all = attention.shape[1]
-        heads = chosen(self._spec.heads, self.heads_in_all, "heads")
+        self.size = (len(self._modules), attention.shape[1])
         layers = [one.layer for one in self._pending]
         self._pending = []
         if call.later:
@@ -277,7 +306,7 @@ class AttentionTap:
             for group, place in plan.groups.items():
                 if group in self._received:
                     mean = self._placed(attention[:, :, place].mean(2), plan)
-                    mean = mean if len(heads) == self.heads_in_all else mean[:, heads]
+                    mean = mean if len(self.heads) == self.size[1] else mean[:, self.heads]
                     self._received[group].update(
                         (layer, mean[i]) for i, layer in enumerate(layers) if layer in self.layers
                     )
@@ -300,7 +329,9 @@ class AttentionTap:
         first = self._tails[0]
         plan, action, rotary = first.plan, first.plan.groups["action"], first.wanted_rotary
         if rotary is None or any(len(call.tails) != len(first.tails) for call in self._tails):
-            raise PolicyError("a denoise pass went through some layers only; the backbone's calls do not fit its layers")
+            raise PolicyError(
+                "a denoise pass went through some layers only; the backbone's calls do not fit its layers"
+            )
         found = received_later(
             [call.tails for call in self._tails], rotary, plan.bias[..., plan.held :], plan.columns, action
         )

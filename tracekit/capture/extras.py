@@ -29,7 +29,7 @@ class Extras:
 
     `norms`: feature -> (N_visual,) float32. `results()`: `qk_text_layer0` (N,), `mean_all_rows` (layers, N),
     `attention_entropy` (layers,) nats, `maps` (layers, heads, L, L) float16 and `hidden/<site>` (layers, L, D) float32
-    at the positions of the unpruned sequence, zeros at rows that were not fed; each where the specification asks for it.
+    at positions of the unpruned sequence, zeros at rows that were not fed; each where the specification asks for it.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Extras:
         return found
 
     def _text_products(self, plan: CallPlan, query: Tensor, key: Tensor, size: int, scale: float) -> Tensor:
-        """(N_visual,) mean over text rows and heads of q·k/√d. The mean is linear: it is taken of q, before the keys."""
+        """(N_visual,) mean over text rows and heads of q·k/√d; being linear, it is taken of q, before the keys."""
         text = query[plan.wanted][plan.groups["text"]].float()
         shared = text.sum(0).view(key.shape[-1] // size, -1, size).sum(1).flatten()
         heads = query.shape[-1] // size
@@ -164,4 +164,3 @@ class Extras:
             whole[plan.places] = rows[plan.placed].float()
 
         return hook
-

@@ -1,7 +1,7 @@
 """The arithmetic of rebuilt rows: softmax(q·kᵀ/√d) for a few query rows, many layers or passes at a time.
 
-The products are made layer by layer, straight on the keys where they lie; all the rest runs once over the stack, because
-on small models it is the number of calls that costs.
+The products are made layer by layer, straight on the keys where they lie; all the rest runs once over the stack,
+because on small models it is the number of calls that costs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def received_later(
         over_prefix = _product(together, held).view(heads, len(passes), rows, count).transpose(0, 1)
         tails = torch.stack([single[layer].own for single in passes]).float()
         kv = tails.shape[1]
-        over_tail = q[layer].view(len(passes), kv, heads // kv * rows, size) @ tails.transpose(-1, -2)
+        over_tail = q[layer].reshape(len(passes), kv, heads // kv * rows, size) @ tails.transpose(-1, -2)
         logits[layer, ..., :count] = over_prefix.mul_(scale)
         logits[layer, ..., count:] = over_tail.view(len(passes), heads, rows, own).mul_(scale).add_(bias)
     return torch.softmax(logits, -1)[:, :, :, kept][..., columns].mean((2, 3)).transpose(0, 1)

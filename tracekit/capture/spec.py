@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from tracekit.errors import ConfigError
 
-__all__ = ["GROUPS", "CaptureSpec", "chosen"]
+__all__ = ["GROUPS", "PRESETS", "CaptureSpec", "chosen"]
 
 Group = Literal["text", "state", "action"]
 Feature = Literal["prenorm", "postnorm", "logits"]
@@ -18,6 +18,9 @@ Embeddings = Literal["none", "first_pass", "all_passes"]
 
 GROUPS: tuple[Group, ...] = ("text", "state", "action")
 """Query groups, in the order of the `query_group` axis."""
+
+PRESETS = ("minimal", "default", "baselines", "full")
+"""Names of the presets, from the smallest to the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,11 @@ class CaptureSpec:
             ("hidden_layers", ("all",)),
         ):
             given = getattr(self, name)
-            wrong = given not in words if isinstance(given, str) else list(given) != sorted({*given}) or min(given, default=0) < 0
+            wrong = (
+                given not in words
+                if isinstance(given, str)
+                else list(given) != sorted({*given}) or min(given, default=0) < 0
+            )
             if wrong or (not given and name in {"layers", "heads"}):
                 raise ConfigError(f"capture.{name} = {given!r}: give {' or '.join(words)}, or ascending indices from 0")
         if self.embeddings not in get_args(Embeddings):
@@ -112,10 +119,10 @@ class CaptureSpec:
     @classmethod
     def preset(cls, name: str) -> CaptureSpec:
         """The preset called `name`; raises ConfigError naming those that there are."""
-        presets = {"minimal": cls.minimal, "default": cls.default, "baselines": cls.baselines, "full": cls.full}
-        if name not in presets:
-            raise ConfigError(f"capture preset {name!r} is not known; choose one of {', '.join(presets)}")
-        return presets[name]()
+        if name not in PRESETS:
+            raise ConfigError(f"capture preset {name!r} is not known; choose one of {', '.join(PRESETS)}")
+        made: CaptureSpec = getattr(cls, name)()
+        return made
 
     @property
     def whole_rows(self) -> bool:

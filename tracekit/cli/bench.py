@@ -69,6 +69,39 @@ def model(
     )
 
 
+@app.command("capture")
+def capture(
+    preset: Annotated[str, typer.Option(help="Policy: mla-7b, mla-1layer or reference.")] = "mla-7b",
+    as_json: JsonOption = False,
+) -> None:
+    """Show the bytes that a recorded control step takes, by key and capture preset; from shapes, nothing is run."""
+    from tracekit.bench import bench_capture
+
+    report = bench_capture(preset)
+    if as_json:
+        print_json(report.to_json())
+        return
+    table = Table(title=f"{preset}: kB per control step, uncompressed", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in report.by_capture:
+        table.add_column(name, justify="right")
+    largest: dict[str, int] = {}
+    for sizes in report.by_capture.values():
+        largest |= {key: max(size, largest.get(key, 0)) for key, size in sizes.items()}
+    for key in sorted(largest, key=lambda key: (-largest[key], key)):
+        row = [sizes.get(key) for sizes in report.by_capture.values()]
+        table.add_row(key, *("–" if size is None else f"{size / 1e3:,.1f}" for size in row))
+    table.add_section()
+    table.add_row("total", *(f"{total / 1e3:,.1f}" for total in report.totals.values()))
+    screen = console()
+    screen.print(table)
+    screen.print(
+        f"Beside it: hidden states and attention maps of all layers, {report.eager_per_pass / 1e6:,.0f} MB for each of "
+        f"{report.passes} passes.",
+        highlight=False,
+    )
+
+
 def _rates(text: str) -> list[float]:
     try:
         return [float(part) / 100 for part in text.split(",")]

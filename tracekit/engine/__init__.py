@@ -3,6 +3,7 @@
 from tracekit.engine.controller import Controller
 from tracekit.engine.deciding import keep_everything
 from tracekit.engine.draws import StepDraws, draw
+from tracekit.engine.observing import observables_of, spread_attention, translation_m
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.engine.step import StepOptions, control_step, decision_shape
 from tracekit.engine.threads import execution_threads
@@ -18,4 +19,7 @@ __all__ = [
     "draw",
     "execution_threads",
     "keep_everything",
+    "observables_of",
+    "spread_attention",
+    "translation_m",
 ]

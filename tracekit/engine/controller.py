@@ -9,13 +9,14 @@ import numpy.typing as npt
 
 from tracekit.config import Configuration
 from tracekit.engine.draws import StepDraws, draw
+from tracekit.engine.observing import from_sensors, translation_m
 from tracekit.engine.result import StepResult
 from tracekit.engine.step import StepOptions, control_step
 from tracekit.engine.threads import execution_threads
 from tracekit.observation import Observation
 from tracekit.policy import Policy
 from tracekit.profiling import StageClock, pack_payload
-from tracekit.pruning import DecisionKey, Scores
+from tracekit.pruning import DecisionKey, Observables, Scores
 
 __all__ = ["Controller"]
 
@@ -36,6 +37,7 @@ class Controller:
         self._episode_uid = 0
         self._step = 0
         self.memory: Any = None
+        self._moved_m: float | None = None
 
     def reset(self, episode_uid: int, *, steps: int = 0, memory: Any = None) -> None:
         """Start the episode `episode_uid` (uint64, what all random draws are keyed by).
@@ -43,7 +45,7 @@ class Controller:
         `steps` and `memory` (the pruner's state after that many steps) resume it in the middle.
         """
         self._episode_uid, self._step, self.memory = episode_uid, steps, memory
-        self.last, self.last_draws = None, None
+        self.last, self.last_draws, self._moved_m = None, None, None
 
     @property
     def steps(self) -> int:
@@ -51,11 +53,16 @@ class Controller:
         return self._step
 
     def step(
-        self, observation: Observation, draws: StepDraws | None = None, recorded: Scores | None = None
+        self,
+        observation: Observation,
+        draws: StepDraws | None = None,
+        recorded: Scores | Observables | None = None,
+        displacement_m: float | None = None,
     ) -> StepResult:
         """One control step on `observation`, computed with the threads of the configuration.
 
-        A replay passes the recorded `draws` and, for `observe.feedback = "recorded"`, the step's `recorded` scores.
+        A replay passes the recorded `draws` and, for `observe.feedback = "recorded"`, what the `recorded` step showed.
+        `displacement_m`: length of the translation executed before, by default that of this controller's own action.
 
         Raises PolicyError or ConfigError (one line) if observation, policy and configuration do not fit.
         """
@@ -76,7 +83,14 @@ class Controller:
                 clock=clock,
                 options=self.options,
                 recorded=recorded,
+                sensed=from_sensors(
+                    self.config,
+                    observation,
+                    tokens.layout.views,
+                    self._moved_m if displacement_m is None else displacement_m,
+                ),
             )
+        self._moved_m = translation_m(self.policy.action_spec, result.action, observation.state)
         self.memory, self.last, self.last_draws = result.memory, result, draws
         return result
 

@@ -43,7 +43,7 @@ class Decider:
         shape: Shape,
         memory: Any,
         clock: StageClock,
-        recorded: Scores | None,
+        recorded: Seen,
     ) -> None:
         self._config, self._method, self._key, self._shape = config, config.method, key, shape
         self._clock, self._recorded = clock, recorded

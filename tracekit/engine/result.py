@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +37,9 @@ class StepResult:
     (or a cache entry) of that pass. `decision`: what the pruner answered; it governs the passes from `pruned_from` on
     (equal to the number of passes where nothing was pruned). `observables`: of pass 0, where they were taken.
     `action_rows`: (passes - 1, layers, N_visual) float32 head means of the later passes, where captured. `encoded`: per
-    pass that ran the encoders, if asked for. `times_ns`: (stages, passes) int64; `wall_ns`: the whole step.
+    pass that ran the encoders, if asked for. `times_ns`: (stages, passes) int64; `wall_ns`: the whole step. `extras`:
+    what else the capture took of pass 0, by name (`tracekit.capture.extras`). `hooks_ns` (layers,), `reduction_ns`: the
+    capture's cost in the hooks of every layer, and in the arithmetic that layers share.
     """
 
     action: npt.NDArray[np.float64]
@@ -52,6 +55,9 @@ class StepResult:
     observables: Observables | None = None
     action_rows: npt.NDArray[np.float32] | None = None
     encoded: tuple[PassRecord, ...] = field(default=())
+    extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    hooks_ns: npt.NDArray[np.int64] | None = None
+    reduction_ns: int = 0
 
     @property
     def unclipped(self) -> npt.NDArray[np.float32]:

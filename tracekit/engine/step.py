@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tracekit.capture import GROUPS, AttentionTap, CaptureSpec
+from tracekit.capture import AttentionTap, CaptureSpec, vocabulary_head
 from tracekit.config import Configuration
 from tracekit.engine.deciding import Decider
 from tracekit.engine.draws import StepDraws
 from tracekit.engine.forward import CachedForward, FullForward, PassForward
+from tracekit.engine.observing import needed_capture, observables_of
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.layout import TokenLayout
 from tracekit.policy import Policy, Prefix, Tokens
@@ -45,16 +47,19 @@ def control_step(
     *,
     clock: StageClock,
     options: StepOptions | None = None,
-    recorded: Scores | None = None,
+    recorded: Scores | Observables | None = None,
+    sensed: Mapping[str, Any] | None = None,
 ) -> StepResult:
     """Run one control step of `policy` on `tokens` under `config`.
 
     `draws` are the step's random inputs, `key` keys the pruner's own draws, `memory` is the pruner's state after the
-    previous step of the episode (None at its start), `clock` was started with the step, `recorded` are the scores of an
-    unpruned pass of this step, for `observe.feedback = "recorded"`. Deterministic: equal inputs
-    give bitwise equal results in one environment. Raises ConfigError where the configuration does not fit the policy.
+    previous step of the episode (None at its start), `clock` was started with the step, `recorded` is what an unpruned
+    pass of this step showed, for `observe.feedback = "recorded"`, `sensed` is what the pruner reads beside the forward
+    pass (`tracekit.engine.observing.from_sensors`). Deterministic: equal inputs give bitwise equal results in one
+    environment. Raises ConfigError where the configuration does not fit the policy.
     """
-    return _Step(policy, tokens, config, draws, key, options or StepOptions(), clock).run(memory, recorded)
+    step = _Step(policy, tokens, config, draws, key, options or StepOptions(), clock, sensed or {})
+    return step.run(memory, recorded)
 
 
 def decision_shape(layout: TokenLayout) -> Shape:
@@ -80,46 +85,55 @@ class _Step:
         key: DecisionKey,
         options: StepOptions,
         clock: StageClock,
+        sensed: Mapping[str, Any],
     ) -> None:
         self.policy, self.tokens, self.config, self.draws = policy, tokens, config, draws
-        self.key, self.options, self.clock = key, options, clock
+        self.key, self.options, self.clock, self.sensed = key, options, clock, sensed
         self.shape = decision_shape(tokens.layout)
         self.encoded: list[PassRecord] = []
         self.prefix: Prefix | None = None
         self.encoded_pass = -1
 
-    def run(self, memory: Any, recorded: Scores | None) -> StepResult:
+    def run(self, memory: Any, recorded: Scores | Observables | None) -> StepResult:
         layout, passes = self.tokens.layout, self.policy.passes
         decider = Decider(self.policy, self.config, self.key, self.shape, memory, self.clock, recorded)
         kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
         forward: PassForward = kind(self.policy, layout, self.clock)
-        decision = decider.before(self._encode(0))
+        first = self._encode(0)
+        decision = decider.before(first)
         sample = torch.from_numpy(self.draws.noise.copy())
-        samples: list[npt.NDArray[np.float32]] = []
+        samples: list[Tensor] = []
         kept: list[npt.NDArray[np.bool_]] = []
-        action_rows: list[Tensor] = []
         observables: Observables | None = None
-        for step in range(passes):
-            prefix = self._encode(step)
-            kept.append(self._kept(decision, prefix, step))
-            tap = self._tap(step, decider.watches)
-            with tap or nullcontext():
-                noise = forward.predict(step, prefix, kept[-1], sample, tap)
-            with self.clock.stage("denoise", step):
-                sample = self.policy.advance(sample, noise, step)
-            samples.append(sample.float().cpu().numpy())
-            if tap is not None and step > 0:
-                action_rows.append(tap.received["action"].mean(1))
-            elif tap is not None:
-                with self.clock.stage("observe"):
-                    observables = _observables(tap, prefix, kept[0])
-                if decider.watches:
-                    decision = decider.after(observables, prefix, decision, kept[0])
+        with ExitStack() as tapped:
+            tap = self._tap(decider.watches)
+            if tap is not None:
+                tapped.enter_context(tap)
+            for step in range(passes):
+                prefix = self._encode(step)
+                kept.append(self._kept(decision, prefix, step))
+                noise = forward.predict(step, prefix, kept[-1], sample, tap if step == 0 or self._takes_later else None)
+                with self.clock.stage("denoise", step):
+                    sample = self.policy.advance(sample, noise, step)
+                samples.append(sample)
+                if tap is not None and step == 0:
+                    with self.clock.stage("observe"):
+                        tap.launch()
+                        observables = self._observables(tap, prefix, kept[0]) if decider.watches else None
+                    if observables is not None:
+                        decision = decider.after(observables, prefix, decision, kept[0])
+                    tap.follow()
+                    if not self._takes_later:
+                        tapped.close()
         with self.clock.stage("decode", passes - 1):
             action = self.policy.read_out(sample).cpu().numpy()
+        with self.clock.stage("observe", passes - 1):
+            later = None if tap is None else tap.received_later
+            if tap is not None and observables is None:
+                observables = self._observables(tap, first, kept[0])
         return StepResult(
             action=action,
-            samples=np.stack(samples),
+            samples=torch.stack(samples).float().cpu().numpy(),
             kept=np.stack(kept),
             decision=decision,
             pruned_from=decider.governs_from if decision.pruned else passes,
@@ -129,8 +143,11 @@ class _Step:
             times_ns=self.clock.times_ns,
             wall_ns=self.clock.elapsed_ns(),
             observables=observables,
-            action_rows=torch.stack(action_rows).numpy() if action_rows else None,
+            action_rows=None if later is None else later.numpy(),
             encoded=tuple(self.encoded),
+            extras={} if tap is None else {name: values.numpy() for name, values in tap.extras.items()},
+            hooks_ns=None if tap is None else np.array(tap.hooks_ns, np.int64),
+            reduction_ns=0 if tap is None else tap.reduction_ns,
         )
 
     def _encode(self, step: int) -> Prefix:
@@ -157,24 +174,34 @@ class _Step:
             points = point_mask(decision, prefix.alignment.patch, drawn_as, self.key)
             return np.concatenate([decision.keep_2d, points])
 
-    def _tap(self, step: int, watched: bool) -> AttentionTap | None:
+    @property
+    def _takes_later(self) -> bool:
         recording = self.options.capture
-        if step == 0 and (watched or recording is not None):
-            return AttentionTap(self.policy.backbone, self.tokens.layout, GROUPS)
-        if recording is not None and recording.later_action_rows:
-            return AttentionTap(self.policy.backbone, self.tokens.layout, ("action",))
-        return None
+        return recording is not None and recording.later_action_rows
 
+    def _tap(self, watched: bool) -> AttentionTap | None:
+        """What the recording and the pruner want to see of this step; None where neither wants anything."""
+        spec = self.options.capture
+        if watched:
+            spec = needed_capture(self.config).merged(spec)
+        if spec is None:
+            return None
+        head = vocabulary_head(self.policy) if "logits" in spec.norms else None
+        return AttentionTap(self.policy.backbone, self.tokens.layout, spec.groups, spec, head)
 
-def _observables(tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_]) -> Observables:
-    received = tap.received
-    return Observables(
-        norms={name: norms.numpy() for name, norms in tap.norms.items()},
-        attention=torch.stack(list(received.values()), dim=2).numpy(),
-        groups=tuple(received),
-        patch=None if prefix.alignment is None else prefix.alignment.patch,
-        kept=None if bool(kept.all()) else kept,
-    )
+    def _observables(self, tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_]) -> Observables:
+        method, rows = self.config.method, None
+        if method.reads == "observables" and "embeddings" in method.requires(self.config.pruner):
+            visual = torch.from_numpy(self.tokens.layout.visual_positions).to(prefix.rows.device)
+            rows = prefix.rows[visual].float().cpu().numpy()
+        return observables_of(
+            tap,
+            None if prefix.alignment is None else prefix.alignment.patch,
+            kept=kept,
+            centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
+            embeddings=rows,
+            sensed=self.sensed,
+        )
 
 
 def _pass_record(prefix: Prefix, *, with_rows: bool) -> PassRecord:

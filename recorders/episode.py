@@ -1,0 +1,224 @@
+"""The episode that is being recorded: it takes steps in the user's loop and writes them in a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recorders.handover import Handover, Overflow
+from recorders.ledger import Ledger, SensorClocks
+from recorders.recordable import Recordable
+from tracekit import keys
+from tracekit.camera import Camera
+from tracekit.capture import CaptureSpec
+from tracekit.engine import StepDraws, StepResult
+from tracekit.errors import TraceError
+from tracekit.observation import Observation
+from tracekit.pruning import Reduction
+from tracekit.records import Field, field, step_fields
+from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter
+
+__all__ = ["EpisodeRecording", "StepRecording"]
+
+
+class EpisodeRecording:
+    """The episode being written. Set `success` before the block ends, if it is known."""
+
+    def __init__(
+        self,
+        writer: TraceWriter,
+        info: EpisodeInfo,
+        controller: Recordable,
+        capture: CaptureSpec,
+        reduction: Reduction,
+        cameras: Mapping[str, Camera] | None,
+        queue_steps: int,
+        overflow: Overflow,
+    ) -> None:
+        self.success: bool | None = None
+        self._writer, self._info = writer, info
+        self._controller, self._capture, self._reduction = controller, capture, reduction
+        self._cameras = cameras
+        self._phases: list[str] = []
+        self._ledger, self._clocks = Ledger(), SensorClocks()
+        self._queue = {"steps": queue_steps, "overflow": overflow}
+        self._taken = 0
+        self._transaction = ExitStack()
+        self._episode: EpisodeWriter | None = None
+        self._handover: Handover[_Step] = Handover(self._write, queue_steps, overflow)
+
+    @contextmanager
+    def step(self, observation: Observation, phase: str | None = None) -> Iterator[StepRecording]:
+        """One control step: inside the block, call the controller on `observation`, set `action` to what was executed.
+
+        Raises TraceError if the controller took no step, or more than one, or if the instruction or a camera of
+        `observation` is not the episode's: a replay has them from the episode. What writing an earlier step raised is
+        raised here.
+        """
+        self._check(observation)
+        before = self._controller.steps
+        recording = StepRecording()
+        yield recording
+        result, draws = self._controller.last, self._controller.last_draws
+        if result is None or draws is None or self._controller.steps != before + 1:
+            raise TraceError(
+                f"episode {self._info.id!r}: {self._controller.steps - before} control steps were taken inside one "
+                "recorded step; call the controller exactly once on the observation"
+            )
+        self._taken += 1
+        self._clocks.see(observation)
+        waited = self._handover.room()
+        if waited is None:
+            return
+        start = time.perf_counter_ns()
+        step = _Step(
+            number=self._controller.steps,
+            observation=_copied(observation),
+            # the action is in the user's hands as well, who may scale it in place before executing it
+            result=replace(result, action=result.action.copy()),
+            draws=draws,
+            executed=None if recording.action is None else np.array(recording.action, np.float64, ndmin=2),
+            phase=self._phase_index(phase),
+            waited_ns=waited,
+        )
+        step.handover_ns = time.perf_counter_ns() - start
+        self._handover.put(step)
+
+    def commit(self) -> None:
+        """Write what waits and make the episode visible. An episode without a step is refused.
+
+        Raises what the writer raised; the episode is then discarded, or left to `repair` if the disk refused.
+        """
+        self._handover.finish()
+        if self._episode is None:
+            raise TraceError(f"episode {self._info.id!r} has no step; nothing was recorded")
+        about = {
+            "phases": self._phases,
+            "steps_taken": self._taken,
+            "dropped_steps": self._handover.dropped,
+            "queue": {
+                **self._queue,
+                "longest": self._handover.longest,
+                "blocked_ns": self._handover.blocked_ns,
+            },
+            **self._ledger.to_json(),
+            **self._clocks.to_json(),
+        }
+        self._episode.finish(success=self.success, attributes=about)
+        self._transaction.close()
+
+    def discard(self, error: BaseException) -> None:
+        """End the writer's thread and take the episode back, because of `error`."""
+        self._handover.abandon()
+        self._transaction.__exit__(type(error), error, error.__traceback__)
+
+    def _check(self, observation: Observation) -> None:
+        if observation.instruction != self._info.instruction:
+            raise TraceError(
+                f"episode {self._info.id!r}: its instruction is {self._info.instruction!r}, the observation's is "
+                f"{observation.instruction!r}; give the episode the instruction that the policy is given"
+            )
+        if self._cameras is None:
+            self._cameras = dict(observation.cameras)
+        if observation.cameras and dict(observation.cameras) != dict(self._cameras):
+            raise TraceError(
+                f"episode {self._info.id!r}: the observation's camera models are not those of the episode; a trace has "
+                "models of fixed cameras only: leave out those of views that move"
+            )
+
+    def _phase_index(self, phase: str | None) -> int | None:
+        if phase is None:
+            return None
+        if phase not in self._phases:
+            self._phases.append(phase)
+        return self._phases.index(phase)
+
+    def _write(self, step: _Step) -> None:
+        """Encode and append one step; runs in the writer's thread, and nothing else touches the store meanwhile."""
+        start = time.perf_counter_ns()
+        spec = self._controller.policy.action_spec
+        fields = step_fields(step.observation, step.result, step.draws, self._capture, spec, self._reduction)
+        fields[keys.STEP_NUMBER] = field(step.number, "int64", unit="control step, from 1")
+        if step.executed is not None:
+            fields[keys.ACTION_EXECUTED] = field(
+                step.executed,
+                "float64",
+                "chunk action",
+                "per dimension",
+                optional=True,
+                names=spec.names,
+                units=spec.units,
+            )
+        if step.phase is not None:
+            fields[keys.PHASE] = field(step.phase, "int8", unit="index into the episode's `phases`", optional=True)
+        self._ledger.inspect({key: item.value for key, item in fields.items() if item.value is not None})
+        costs = {
+            keys.QUEUE_WAIT_NS: step.waited_ns,
+            keys.HANDOVER_NS: step.handover_ns,
+            keys.ENCODE_NS: time.perf_counter_ns() - start,
+        }
+        fields |= {key: field(spent, "int64", "", "ns", optional=True) for key, spent in costs.items()}
+        start = time.perf_counter_ns()
+        self._append(fields, list(step.observation.images), step.result.layout.to_json())
+        self._charge(step, costs[keys.ENCODE_NS], time.perf_counter_ns() - start)
+
+    def _charge(self, step: _Step, encode_ns: int, append_ns: int) -> None:
+        hooks = 0 if step.result.hooks_ns is None else int(step.result.hooks_ns.sum())
+        for site, spent in (
+            ("hooks", hooks),
+            ("reduction", step.result.reduction_ns),
+            ("queue_wait", step.waited_ns),
+            ("handover", step.handover_ns),
+            ("encode", encode_ns),
+            ("append", append_ns),
+        ):
+            self._ledger.charge(site, spent)
+
+    def _append(self, fields: Mapping[str, Field], views: list[str], layout: list[list[Any]]) -> None:
+        if self._episode is None:
+            schema = {key: item.spec for key, item in fields.items()}
+            cameras = {view: camera.to_json() for view, camera in (self._cameras or {}).items()}
+            about = {**self._info.attributes, "cameras": cameras, "views": views, "layout": layout}
+            info = replace(self._info, attributes=about)
+            self._episode = self._transaction.enter_context(self._writer.episode(info, schema))
+        self._episode.append({key: item.value for key, item in fields.items() if item.value is not None})
+
+
+class StepRecording:
+    """What the caller says about one step: `action`, (A,) or (T, A) float64, as it was executed."""
+
+    def __init__(self) -> None:
+        self.action: npt.NDArray[np.floating[Any]] | None = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """One control step on its way to the writer, who alone reads it from here on."""
+
+    number: int
+    observation: Observation
+    result: StepResult
+    draws: StepDraws
+    executed: npt.NDArray[np.float64] | None
+    phase: int | None
+    waited_ns: int
+    handover_ns: int = 0
+
+
+def _copied(observation: Observation) -> Observation:
+    """The observation with arrays of its own: a sensor may write the next reading into the same buffers."""
+    return replace(
+        observation,
+        images={view: image.copy() for view, image in observation.images.items()},
+        points=None if observation.points is None else observation.points.copy(),
+        state=np.array(observation.state),
+        depth={view: depth.copy() for view, depth in observation.depth.items()},
+        segmentation={view: classes.copy() for view, classes in observation.segmentation.items()},
+        time_ns=dict(observation.time_ns),
+    )
