@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from tracekit.pruning import DecisionKey, Shape, decision_digest
+from tracekit.pruning._compile import compiled, source_digest
 from tracekit.pruning.tri_stage import TriStageConfig, decide_episode
 from tracekit.testing import random_scores
 
@@ -36,3 +37,17 @@ def test_compiled_and_interpreted_agree_on_every_bit():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == digests()
+
+
+def test_machine_code_is_kept_under_a_digest_of_all_sources(tmp_path):
+    def nothing():
+        return 0
+
+    assert compiled(nothing).py_func.__qualname__.endswith(compiled(lambda: 0).py_func.__qualname__[-13:])
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "b.py").write_text("y = 1")
+    files = sorted(tmp_path.iterdir())
+    before = source_digest(*files)
+    assert before == source_digest(*reversed(files))
+    (tmp_path / "b.py").write_text("y = 2")  # the same length, and perhaps the same time stamp
+    assert before != source_digest(*files)

@@ -17,11 +17,11 @@ def test_products_are_not_fused_with_sums():
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0, 1e300), min_size=1, max_size=50))
+@given(st.lists(st.just(0.0) | st.floats(1e-280, 1e300), min_size=1, max_size=50))
 def test_the_largest_value_fills_the_unit(values):
     scale = unit_scale(np.array(values))
     largest = fixed(max(values), scale)
-    assert largest == 0 if max(values) < 2.0**-999 else 2**49 <= largest < 2**50
+    assert largest == 0 if max(values) == 0 else 2**49 <= largest < 2**50
     assert 4096 * largest < 2**62 + 1
 
 
@@ -41,3 +41,8 @@ def test_code_without_a_file_is_compiled_all_the_same():
     namespace = {}
     exec("def twice(x):\n    return 2 * x", namespace)  # nothing to key a cache on disk by
     assert compiled(namespace["twice"])(21) == 42
+
+
+def test_what_is_below_the_smallest_unit_counts_as_nothing():
+    values = np.array([1e-320, 5e-324])
+    assert [fixed(value, unit_scale(values)) for value in values] == [0, 0]
