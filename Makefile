@@ -21,7 +21,7 @@ demo: $(READY)
 	@rm -rf $(DEMO)
 	$(BIN)/tracekit record sim --task $(TASKS) --episodes 1 --seed 7 --out $(DEMO)/trace.zarr
 	$(BIN)/tracekit replay $(DEMO)/trace.zarr --config none --config naive-50 --config default --config default-prefix-kv --out $(DEMO)/replay
-	$(BIN)/tracekit report masks $(DEMO)/replay --config default --out $(DEMO)/masks.png
+	$(BIN)/tracekit report masks $(DEMO)/replay --config naive-50 --config default --config default-prefix-kv --out $(DEMO)/masks.png
 	@echo
 	@echo "The recording is $(DEMO)/trace.zarr, the replays are in $(DEMO)/replay, the picture of the masks is $(DEMO)/masks.png."
 	@echo "Next: the five-minute tour in README.md."

@@ -2,7 +2,7 @@
 
 from replay.decisions import replay_decisions
 from replay.replay import Replay
-from replay.results import ReplayResult, SavedReplay
+from replay.results import ReplayResult, SavedReplay, check_target
 from replay.timing import TimingOptions
 
-__all__ = ["Replay", "ReplayResult", "SavedReplay", "TimingOptions", "replay_decisions"]
+__all__ = ["Replay", "ReplayResult", "SavedReplay", "TimingOptions", "check_target", "replay_decisions"]

@@ -54,15 +54,19 @@ class EpisodeReplay:
 
 
 def replay_episode(
-    policy: Policy, config: Configuration, episode: RecordedEpisode, advance: Callable[[], None]
+    policy: Policy,
+    config: Configuration,
+    episode: RecordedEpisode,
+    advance: Callable[[], None],
+    index: tuple[int, int] = (0, 0),
 ) -> EpisodeReplay:
-    """Replay all steps of `episode` under `config`; `advance` is called after each."""
+    """Replay all steps of `episode` under `config`; `advance` is called after each. `index`: see `Controller.reset`."""
     controller = Controller(policy, config, StepOptions(encoded="digest"))
-    controller.reset(episode.info.uid)
+    controller.reset(episode.info.uid, index=index)
     steps: list[StepReplay] = []
     for recorded in episode.steps(config, shown=config.observe.feedback == "recorded"):
         memory = controller.memory
-        controller.reset(episode.info.uid, steps=recorded.number - 1, memory=memory)
+        controller.reset(episode.info.uid, steps=recorded.number - 1, memory=memory, index=index)
         result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
         steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned"))
         advance()

@@ -40,7 +40,8 @@ class _References:
         )
 
     def timed_for(self, config: Configuration) -> tuple[Configuration, ...]:
-        return (self.full, self.encoders, self.reuse, config)
+        """What to time for the factors; without reuse the first two are 1 by definition, whatever the FPS starts."""
+        return (self.full, self.encoders, self.full if config.reuse.kind == "none" else self.reuse, config)
 
 
 class Replay:
@@ -101,8 +102,10 @@ class Replay:
     def _accuracy(self, config: Configuration, report: _Counter) -> None:
         if config.digest not in self._done:
             policy = self._policy(config)
+            number = len(self._done)
             self._done[config.digest] = tuple(
-                replay_episode(policy, config, episode, report.advance) for episode in self._episodes
+                replay_episode(policy, config, episode, report.advance, (number, index))
+                for index, episode in enumerate(self._episodes)
             )
 
     def _time(self, configs: Sequence[Configuration], options: TimingOptions) -> dict[str, VariantTiming]:

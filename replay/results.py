@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tracekit.fingerprint import environment_fingerprint
 from tracekit.pruning import decision_digest
 from tracekit.store import ArraySpec, Episode, EpisodeInfo, Trace, TraceWriter
 
-__all__ = ["REPLAY_FORMAT", "ReplayResult", "SavedReplay", "StepDigests"]
+__all__ = ["REPLAY_FORMAT", "ReplayResult", "SavedReplay", "StepDigests", "check_target"]
 
 REPLAY_FORMAT = "tracekit.replay"
 
@@ -54,13 +55,24 @@ class ReplayResult:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a store of format `tracekit.replay` to `path`; raises TraceError if something is there already."""
+        """Write a `tracekit.replay` store to `path`, complete or not at all; raises TraceError as `check_target`."""
         target = Path(path)
+        check_target(target)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            self._write(partial, target)
+            partial.rename(target)
+        except OSError as error:
+            raise TraceError(f"{target}: cannot be written ({error.strerror}); give --out another path") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _write(self, path: Path, target: Path) -> None:
         manifest = self.to_json() | {
             "trace": os.path.relpath(self.trace.resolve(), target.resolve()),
             "tables": {summary.config.name: summary.config.to_json() for summary in self.summaries},
         }
-        with TraceWriter.create(target, {"kind": "replay", **manifest}, format=REPLAY_FORMAT) as writer:
+        with TraceWriter.create(path, {"kind": "replay", **manifest}, format=REPLAY_FORMAT) as writer:
             for number, (name, episodes) in enumerate(self.episodes.items()):
                 for index, episode in enumerate(episodes):
                     info = EpisodeInfo(
@@ -70,6 +82,20 @@ class ReplayResult:
                         attributes={"configuration": name, "episode": episode.id},
                     )
                     _save_episode(writer, info, episode)
+
+
+def check_target(path: Path) -> None:
+    """Refuse (TraceError) a place where no replay can be saved, before hours are spent on what would go there."""
+    try:
+        if path.exists() or path.is_symlink():
+            raise TraceError(f"{path}: exists already; give --out another path, or remove it")
+        parents = [parent for parent in path.absolute().parents if parent.exists()]
+    except OSError as error:
+        raise TraceError(f"{str(path)[:200]}: no usable path ({error.strerror}); give --out another") from None
+    if any((parent / "zarr.json").exists() for parent in parents):
+        raise TraceError(f"{path}: lies inside a store, which its readers never change; give --out a path outside")
+    if not parents[0].is_dir() or not os.access(parents[0], os.W_OK | os.X_OK):
+        raise TraceError(f"{path}: nothing can be made in {parents[0]}; give --out another path")
 
 
 def _save_episode(writer: TraceWriter, info: EpisodeInfo, episode: EpisodeReplay) -> None:

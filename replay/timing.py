@@ -95,10 +95,11 @@ def time_variants(
         shift = round_index % len(names)
         for name in names[shift:] + names[:shift]:
             policy, config, episodes = variants[name]
+            number = names.index(name)
             wall, parts = 0.0, np.zeros(len(STAGES))
             for chosen in sample:
                 step = episodes[chosen.episode].steps[chosen.step]
-                step_wall, step_parts = _time_step(policy, config, step, uids[chosen.episode])
+                step_wall, step_parts = _time_step(policy, config, step, uids[chosen.episode], (number, chosen.episode))
                 wall += chosen.weight * step_wall
                 parts += chosen.weight * step_parts
                 advance()
@@ -108,11 +109,12 @@ def time_variants(
 
 
 def _time_step(
-    policy: Policy, config: Configuration, step: StepReplay, uid: int
+    policy: Policy, config: Configuration, step: StepReplay, uid: int, index: tuple[int, int]
 ) -> tuple[float, npt.NDArray[np.float64]]:
     """(wall ms, stages ms) of one step, from the pruner's state that it had."""
     controller = Controller(policy, config)
-    controller.reset(uid, steps=step.recorded.number - 1, memory=None if config.kind == "none" else step.memory)
     recorded = step.recorded
+    memory = None if config.kind == "none" else step.memory
+    controller.reset(uid, steps=recorded.number - 1, memory=memory, index=index)
     result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
     return result.wall_ns / 1e6, result.times_ns.sum(axis=1) / 1e6

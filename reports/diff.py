@@ -14,7 +14,7 @@ __all__ = ["Difference", "ReplayDiff", "diff_replays"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first step (0-based) of a configuration that differs, and whether masks, actions or both do."""
+    """The first step (0-based) of a configuration that differs: in decisions (masks and reasons), actions or both."""
 
     configuration: str
     episode: str

@@ -54,13 +54,14 @@ def draw_masks(
         raise TraceError(f"{target}: the folder {target.parent} does not exist; create it first")
     names = list(configurations) or list(saved.configurations)
     wanted = episode or saved.manifest["episodes"][0]
-    recording = Trace.open(trace or saved.trace_path).episode(wanted)
-    chosen = [(name, _episode(saved, name, wanted)) for name in names]
-    if any(stored.info.steps != recording.info.steps for _, stored in chosen):
+    recorded = Trace.open(trace or saved.trace_path)
+    if recorded.digest != saved.manifest["trace_digest"]:
         raise TraceError(
-            f"{trace or saved.trace_path}: episode {wanted!r} has {recording.info.steps} steps there, not those of the "
-            "replay; give the trace that was replayed with --trace"
+            f"{recorded.path}: not the trace that was replayed (digest {recorded.digest[:12]}, the replay says "
+            f"{saved.manifest['trace_digest'][:12]}); give that one with --trace, or replay this one"
         )
+    recording = recorded.episode(wanted)
+    chosen = [(name, _episode(saved, name, wanted)) for name in names]
     figure = _figure(recording, chosen, _columns(recording.info.steps))
     try:
         with mpl.rc_context({"svg.hashsalt": "tracekit"}):
@@ -96,14 +97,13 @@ def _figure(recording: Episode, chosen: Sequence[tuple[str, Episode]], columns: 
         axes[0, column].set_title(f"step {step + 1}", fontsize=10)
     axes[0, 0].set_ylabel(f"camera: {view}", fontsize=10)
     for row, (name, episode) in enumerate(chosen, start=1):
-        classes = _classes(episode, recording)
+        classes, tokens = _classes(episode, recording), _kept_tokens(episode)
         for column, step in enumerate(columns):
             axis = axes[row, column]
             axis.imshow(images[step])
             overlay = np.array(COLOURS)[classes[step]].reshape(GRID, GRID, 4)
             axis.imshow(overlay, extent=(0, images.shape[2], images.shape[1], 0), interpolation="nearest")
-            shares = [(classes[step] == kind).mean() for kind in range(4)]
-            axis.set_xlabel(f"2D {shares[1] + shares[3]:.0%} · 3D {shares[2] + shares[3]:.0%}", fontsize=8)
+            axis.set_xlabel(f"{tokens[step, 0]:.0f} 2D + {tokens[step, 1]:.0f} 3D tokens", fontsize=8)
         axes[row, 0].set_ylabel(name, fontsize=10, parse_math=False)
     for axis in axes.flat:
         axis.set_xticks([])
@@ -121,6 +121,15 @@ def _figure(recording: Episode, chosen: Sequence[tuple[str, Episode]], columns: 
         title="patch keeps",
     )
     return figure
+
+
+def _kept_tokens(episode: Episode) -> npt.NDArray[np.float64]:
+    """(steps, 2) image and point tokens kept, means over the passes that the decision governs (all if it has none)."""
+    kept, pruned_from = episode.read("decision/kept"), episode.read("decision/pruned_from")
+    n_2d = episode.read("decision/mask_2d").shape[1]
+    counts = np.stack([kept[:, :, :n_2d].sum(axis=2), kept[:, :, n_2d:].sum(axis=2)], axis=2)
+    first = np.where(pruned_from < kept.shape[1], pruned_from, 0)
+    return np.stack([counts[step, start:].mean(axis=0) for step, start in enumerate(first)])
 
 
 def _classes(episode: Episode, recording: Episode) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,8 @@ T = TypeVar("T")
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped `name`: the closest known name, and all of them."""
     names = sorted(known)
+    if not names:
+        return "there is none to set"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
@@ -87,7 +89,10 @@ def _first_that_fits(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: an integer of {len(str(abs(value)))} digits; give a number in range") from None
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
         return value
     name = {float: "a number", int: "an integer", str: "a string", bool: "true or false"}.get(hint, str(hint))

@@ -75,13 +75,26 @@ class ActionSpec:
         return asdict(self)
 
 
+SHORTEST = 1e-6
+"""Length below which a column of rot6d has no direction and a fixed one takes its place."""
+
+
+def _unit(v: npt.NDArray[np.float64], otherwise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    length = float(np.linalg.norm(v))
+    return v / length if length > SHORTEST else otherwise
+
+
 def rotation_matrix(form: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """(3, 3) rotation matrix of `values` in `form`; rot6d is orthonormalised by Gram-Schmidt (first column kept)."""
+    """(3, 3) rotation matrix of `values` in `form`; rot6d is orthonormalised by Gram-Schmidt (first column kept).
+
+    Always a rotation: where rot6d's columns are (nearly) zero or parallel, the missing direction is the coordinate axis
+    farthest from the first column.
+    """
     v = np.asarray(values, np.float64)
     if form == "rot6d":
-        x = v[:3] / max(float(np.linalg.norm(v[:3])), 1e-12)
-        z = v[3:6] - x * float(x @ v[3:6])
-        z = z / max(float(np.linalg.norm(z)), 1e-12)
+        x = _unit(v[:3], np.eye(3)[0])
+        across = np.eye(3)[int(np.argmin(np.abs(x)))]
+        z = _unit(v[3:6] - x * float(x @ v[3:6]), _unit(across - x * float(x @ across), across))
         return np.stack([x, np.cross(z, x), z], axis=1)
     if form == "euler_xyz":
         cx, cy, cz = np.cos(v)

@@ -23,6 +23,8 @@ __all__ = ["Configuration", "ExecutionConfig", "ObserveConfig", "ReuseConfig", "
 
 ReuseKind = Literal["none", "encoders", "prefix_kv"]
 
+LONGEST_NAME = 100
+
 
 @dataclass(frozen=True, slots=True)
 class ObserveConfig:
@@ -150,15 +152,15 @@ class Configuration:
         kind = pruner.pop("kind", None)
         if not isinstance(kind, str) or kind not in PRUNERS:
             what = "pruner.kind is missing" if kind is None else f"pruner.kind = {kind!r}: no such pruner"
-            raise ConfigError(f"{what}; {nearest(str(kind), PRUNERS)}")
+            raise ConfigError(f"{what}; {nearest('' if kind is None else str(kind), PRUNERS)}")
         method = PRUNERS[kind]
         if method.observes != "forward" and "observe" in table:
             raise ConfigError(
                 f"[observe] has no meaning for pruner {kind!r}, which looks at no forward pass; remove it"
             )
         name = table.get("name", kind)
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"name = {name!r}: give a string")
+        if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= LONGEST_NAME:
+            raise ConfigError(f"name = {name!r:.60}: give 1 to {LONGEST_NAME} printable characters")
         return cls(
             name=name,
             kind=kind,
@@ -180,18 +182,21 @@ def load_config(source: str | Path) -> Configuration:
 
     Raises ConfigError (one line: file, key, what to do) if there is none or it cannot be used.
     """
-    path = Path(source)
-    if str(source) in preset_names():
-        text = (resources.files("tracekit") / "presets" / f"{source}.toml").read_text("utf-8")
-    elif path.is_file():
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); give a TOML file") from None
-    else:
-        raise ConfigError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
+    return Configuration.from_table(_table(source), str(source))
+
+
+def _table(source: str | Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(text)
+        if str(source) in preset_names():
+            text = (resources.files("tracekit") / "presets" / f"{source}.toml").read_text("utf-8")
+        elif Path(source).is_file():
+            text = Path(source).read_text("utf-8-sig")
+        else:
+            raise ConfigError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
-    return Configuration.from_table(table, str(source))
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply; a configuration has tables in tables and no more") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(source)[:200]}: cannot be read as UTF-8 text ({error}); give a TOML file") from None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from replay import Replay, SavedReplay
-from replay.results import REPLAY_FORMAT
+from replay.results import REPLAY_FORMAT, check_target
 from tests.small import make_config
 from tracekit.errors import TraceError
 from tracekit.pruning import decision_digest
@@ -118,3 +118,27 @@ def test_numbers_that_are_not_known_are_null_and_never_nan(saved):
     rows = {row["name"]: row for row in json.loads(text)["configurations"]}
     assert rows["half / 50 %"]["step_ms"] is None
     assert rows["half / 50 %"]["speedup"] is None
+
+
+def test_no_place_is_taken_that_a_replay_cannot_have(small_trace, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for path, words in (
+        (small_trace / "inside", "inside a store"),
+        (tmp_path / "dangling", "exists already"),
+        (tmp_path / "file" / "replay", "nothing can be made|no usable path"),
+        (tmp_path / ("x" * 300), "no usable path"),
+    ):
+        with pytest.raises(TraceError, match=words):
+            check_target(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_a_save_that_fails_leaves_nothing(result, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("replay.results._save_episode", full)
+    with pytest.raises(TraceError, match="No space left"):
+        result.save(tmp_path / "replay")
+    assert list(tmp_path.iterdir()) == []

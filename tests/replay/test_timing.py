@@ -57,7 +57,7 @@ def timed(monkeypatch):
     """The order in which steps are timed: (configuration, episode step, memory)."""
     seen = []
 
-    def stub(policy, config, step, uid):
+    def stub(policy, config, step, uid, _index):
         seen.append((config.name, uid, step.recorded.index, step.memory))
         return float(len(seen)), np.full(len(STAGES), 1.0)
 

@@ -49,3 +49,10 @@ def test_split_and_its_refusal():
     assert gripper == 1.0
     with pytest.raises(PolicyError, match=r"shape \(3,\).*needs \(7,\)"):
         spec.split(np.zeros(3))
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, -1.0, 1e-9, 0.5]), min_size=6, max_size=6))
+def test_degenerate_columns_still_give_a_rotation(columns):
+    matrix = rotation_matrix("rot6d", np.array(columns))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(matrix) == pytest.approx(1.0)

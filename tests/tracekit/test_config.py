@@ -170,8 +170,8 @@ def test_presets_all_load():
         ({"pruner": {"kind": ["naive"]}}, r"pruner\.kind = \['naive'\]: no such pruner"),
         ({"pruner": 3}, r"pruner = 3: must be a table"),
         ({"reuse": "none"}, r"reuse = 'none': must be a table"),
-        ({"name": 5}, r"name = 5: give a string"),
-        ({"name": ""}, r"name = '': give a string"),
+        ({"name": 5}, r"name = 5: give 1 to 100 printable characters"),
+        ({"name": ""}, r"name = '': give 1 to 100 printable characters"),
         ({"execution": {"threads": "2"}}, r"execution\.threads = '2': give an integer"),
         ({"execution": {"threads": 2.0}}, r"execution\.threads = 2\.0: give an integer"),
         ({"execution": {"threads": True}}, r"execution\.threads = True: give an integer"),
@@ -244,3 +244,16 @@ def test_parts_are_checked_however_they_are_made():
     with pytest.raises(ConfigError, match="pinned"):
         replace(parse(pruner=TRI_STAGE), pruner=PRUNERS["tri_stage"].config(budget="hard_topk"))
     assert all(field.init for field in fields(Configuration))
+
+
+def test_files_that_are_no_configuration_are_refused_in_one_line(tmp_path):
+    deep, huge = tmp_path / "deep.toml", tmp_path / "huge.toml"
+    deep.write_text("a = " + "[" * 3000 + "]" * 3000)
+    huge.write_text('[pruner]\nkind = "tri_stage"\ntau_2d = ' + "9" * 400)
+    marked = tmp_path / "marked.toml"
+    marked.write_text('\ufeff[pruner]\nkind = "none"', "utf-8")
+    for source, words in ((deep, "nested too deeply"), (huge, "digits"), ("x" * 5000, "cannot be read|no such file")):
+        with pytest.raises(ConfigError, match=words) as refusal:
+            load_config(source)
+        assert "\n" not in str(refusal.value)
+    assert load_config(marked).kind == "none"  # a byte-order mark is no statement

@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from tracekit.cli import bench, conform, convert, diff, info, prune_store, record, repair, replay, report, verify
+from tracekit.cli import (
+    bench,
+    conform,
+    convert,
+    diff,
+    evaluate,
+    info,
+    prune_store,
+    record,
+    repair,
+    replay,
+    report,
+    train,
+    verify,
+)
 from tracekit.errors import TracekitError
 
 __all__ = ["app", "main"]
@@ -21,6 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(record.app, name="record")
 app.command("info")(info.info)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("replay")(replay.replay)
 app.command("diff")(diff.diff)
 app.add_typer(report.app, name="report")
@@ -41,6 +57,8 @@ def main() -> None:
     except typer.TyperException as error:
         message = error.format_message()  # empty where the help has been shown in place of missing arguments
         _refuse(f"{message} Run `tracekit --help`." if message else "")
+    except OSError as error:
+        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk")
     except typer.Abort:
         _refuse("interrupted")
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ def diff(
         screen = console()
         for first in found.first:
             what = " and ".join(
-                name for name, differs in (("masks", first.decisions), ("actions", first.actions)) if differs
+                name for name, differs in (("decisions", first.decisions), ("actions", first.actions)) if differs
             )
             screen.print(
                 f"{first.configuration}: {what} differ first in episode {first.episode}, step {first.step + 1}",

@@ -30,14 +30,12 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Replay recorded steps under pruning configurations and compare cost and actions with the recording."""
-    from replay import Replay, TimingOptions
+    from replay import Replay, TimingOptions, check_target
     from reports import replay_table
 
-    if out is not None and out.exists():
-        raise TraceError(f"{out}: exists already; give --out another path, or remove it")
-    if out is not None and any(parent.is_file() for parent in out.parents):
-        raise TraceError(f"{out}: cannot be made below a file; give --out another path")
-    wanted = [name.strip() for name in episodes.split(",")] if episodes else []
+    if out is not None:
+        check_target(out)
+    wanted = _names(episodes) if episodes is not None else []
     with progress_reporter() as report:
         source = Replay(trace, policy=policy, episodes=wanted, progress=report)
         result = source.run(*config, timing=None if no_timing else TimingOptions())
@@ -50,3 +48,10 @@ def replay(
     screen.print(replay_table(result))
     if out is not None:
         screen.print(f"Saved in {out}.", highlight=False)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise TraceError(f"--episodes {text!r}: give episode ids separated by commas, or leave the option out")
+    return names

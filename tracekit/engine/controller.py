@@ -36,14 +36,17 @@ class Controller:
         self.last_draws: StepDraws | None = None
         self._episode_uid = 0
         self._step = 0
+        self._index = (0, 0)
         self.memory: Any = None
         self._moved_m: float | None = None
 
-    def reset(self, episode_uid: int, *, steps: int = 0, memory: Any = None) -> None:
+    def reset(self, episode_uid: int, *, steps: int = 0, memory: Any = None, index: tuple[int, int] = (0, 0)) -> None:
         """Start the episode `episode_uid` (uint64, what all random draws are keyed by).
 
-        `steps` and `memory` (the pruner's state after that many steps) resume it in the middle.
+        `steps` and `memory` (the pruner's state after that many steps) resume it in the middle. `index`: numbers of the
+        configuration and of the episode in a run of several, for the payload of the NVTX ranges.
         """
+        self._index = index
         self._episode_uid, self._step, self.memory = episode_uid, steps, memory
         self.last, self.last_draws, self._moved_m = None, None, None
 
@@ -67,7 +70,7 @@ class Controller:
         Raises PolicyError or ConfigError (one line) if observation, policy and configuration do not fit.
         """
         with execution_threads(self.config.execution):
-            clock = StageClock(self.policy.passes, pack_payload(0, self._episode_uid, self._step + 1))
+            clock = StageClock(self.policy.passes, pack_payload(*self._index, self._step + 1))
             with clock.stage("encode"):
                 tokens = self.policy.tokenize(observation)
             self._step += 1
