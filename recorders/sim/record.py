@@ -1,4 +1,4 @@
-"""Records the simulator: the scripted expert drives, the policy's forward pass is recorded at every key pose."""
+"""Records the simulator: policy or scripted expert drives, the policy's forward pass is recorded at every key pose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recorders.recorder import Recorder
 from recorders.sim.environment import VIEW, Environment, episode_uid
@@ -16,20 +16,38 @@ from tracekit.config import Configuration
 from tracekit.engine import Controller, execution_threads
 from tracekit.errors import ConfigError, TraceError
 from tracekit.policy import Precision, load_policy
+from tracekit.sizes import shapes_of, step_bytes
 from tracekit.store import EpisodeInfo, Trace
 
-__all__ = ["RecordingSummary", "record_simulator"]
+__all__ = ["Driver", "RecordingSummary", "as_driver", "record_simulator"]
+
+Driver = Literal["expert", "policy"]
+"""Who moves the arm. Where the expert does, the policy's actions are computed and not executed (a shadow run)."""
+
+
+def as_driver(name: str) -> Driver:
+    """`name` as a driver; raises ConfigError for another one."""
+    if name == "expert":
+        return "expert"
+    if name == "policy":
+        return "policy"
+    raise ConfigError(f"--drive {name}: choose policy or expert")
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingSummary:
-    """What was recorded: the new episodes, seconds it took, size of the whole trace, whether the policy is trained."""
+    """What was recorded: the new episodes, seconds it took, size of the whole trace, driver, whether it is trained.
+
+    `step_bytes`: key -> bytes per control step before compression, largest first.
+    """
 
     path: Path
     episodes: tuple[EpisodeInfo, ...]
     seconds: float
     nbytes: int
+    driver: Driver
     trained: bool
+    step_bytes: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """The object that `record sim --json` prints."""
@@ -48,7 +66,8 @@ class RecordingSummary:
             ],
             "seconds": self.seconds,
             "bytes": self.nbytes,
-            "driver": "expert",
+            "bytes_per_step": self.step_bytes,
+            "driver": self.driver,
             "policy_trained": self.trained,
         }
 
@@ -60,14 +79,16 @@ def record_simulator(
     out: str | Path,
     *,
     policy: str = "reference",
+    drive: Driver = "expert",
     capture: CaptureSpec | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    announce: Callable[[dict[str, int]], None] | None = None,
 ) -> RecordingSummary:
     """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into `out`, with `reuse = none` and free FPS starts.
 
     Raises ConfigError for an unknown task, a count below 1 or a negative seed, PolicyError if the policy does not take
     the simulator's observations, TraceError if an episode is in the trace already or the trace was recorded otherwise;
-    all of these before anything is written.
+    all of these before anything is written. `announce` is told the bytes per step by key before the first one.
     """
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: give at least 1")
@@ -81,26 +102,38 @@ def record_simulator(
     loaded = load_policy(policy, Precision(dtype=config.execution.dtype))
     controller = Controller(loaded, config)
     task, number = plan[0]
-    loaded.tokenize(environments[task].reset(number))  # a policy that does not fit is refused here
+    observation = environments[task].reset(number)
+    tokens = loaded.tokenize(observation)  # a policy that does not fit is refused here
+    sizes = step_bytes(shapes_of(loaded, tokens), observation, capture or CaptureSpec.default())
+    if announce is not None:
+        announce(sizes)
     source = {"kind": "simulator", **next(iter(environments.values())).version}
     start = time.perf_counter()
     with (
         execution_threads(config.execution),
-        Recorder(path, controller, capture, driver="expert", source=source) as recorder,
+        Recorder(path, controller, capture, driver=drive, source=source) as recorder,
     ):
         for done, (task, number) in enumerate(plan):
             if progress is not None:
                 progress("recording episodes", done, len(plan))
-            _record_episode(recorder, controller, environments[task], number)
+            _record_episode(recorder, controller, environments[task], number, drive)
     seconds = time.perf_counter() - start
     trace = Trace.open(path)
     new = {_episode_id(task, number) for task, number in plan}
     return RecordingSummary(
-        path, tuple(info for info in trace.episodes if info.id in new), seconds, trace.nbytes, loaded.identity.trained
+        path=path,
+        episodes=tuple(info for info in trace.episodes if info.id in new),
+        seconds=seconds,
+        nbytes=trace.nbytes,
+        driver=drive,
+        trained=loaded.identity.trained,
+        step_bytes=sizes,
     )
 
 
-def _record_episode(recorder: Recorder, controller: Controller, environment: Environment, seed: int) -> None:
+def _record_episode(
+    recorder: Recorder, controller: Controller, environment: Environment, seed: int, drive: Driver
+) -> None:
     observation = environment.reset(seed)
     expert = Expert(environment)
     with recorder.episode(
@@ -114,8 +147,8 @@ def _record_episode(recorder: Recorder, controller: Controller, environment: Env
         done = False
         while not done:
             with episode.step(observation, environment.phase) as step:
-                controller.act(observation)
-                step.action = expert.act()
+                chunk = controller.act(observation)
+                step.action = chunk[0] if drive == "policy" else expert.act()
             outcome = environment.step(step.action)
             observation, done, episode.success = outcome.observation, outcome.done, outcome.success
 

@@ -14,6 +14,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
+from recorders.sim.cloud import CROP_HIGH, CROP_LOW
 from recorders.sim.train.demonstrations import Demonstration, demonstration_path
 from tracekit.errors import TraceError
 from tracekit.layout import GRID
@@ -31,9 +32,10 @@ _NEXT_POINTS = 4
 class Labels:
     """What is predicted for B frames. NaN where there is nothing to predict.
 
-    `action`: (B, 1, A) normalised. `landmarks`: (B, 3, 3) m. `patch_xyz`: (B, 256, 3) m. `named`: (B, 256) share of the
-    named object's pixels in every patch, all zero where it is hidden. `next_patch`: (B, 256, 12) the next picture, 2 x 2
-    colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point token's centre to the next cloud nearby.
+    `action`: (B, T, A) normalised. `landmarks`: (B, 3, 3) m. `patch_xyz`: (B, 256, 3) m, in the working space only.
+    `named`: (B, 256) share of the named object's pixels in every patch, all zero where it is hidden. `next_patch`:
+    (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point
+    token's centre to the next cloud nearby.
     """
 
     action: Tensor
@@ -101,7 +103,7 @@ def make_batch(
     config = policy.config
     text_ids = tuple(torch.tensor(policy.tokenizer.encode(episode.instruction)) for episode, _ in chosen)
     proprio = _tensor([config.state.normalise(episode.state[frame]) for episode, frame in chosen])
-    action = _tensor([config.action.normalise(episode.action[frame])[None] for episode, frame in chosen])
+    action = _tensor([config.action.normalise(_chunk(*where, config.action_window)) for where in chosen])
     landmarks = _tensor([episode.landmarks[frame] for episode, frame in chosen])
     if blind:
         none = torch.zeros(len(chosen), 0, 3)
@@ -115,7 +117,7 @@ def make_batch(
     labels = Labels(
         action=action,
         landmarks=landmarks,
-        patch_xyz=_tensor([episode.patch_xyz[frame] for episode, frame in chosen]),
+        patch_xyz=_working_space(_tensor([episode.patch_xyz[frame] for episode, frame in chosen])),
         named=_named(torch.tensor(np.stack([episode.patch_pixels[frame, :, 0] for episode, frame in chosen]))),
         next_patch=_patch_colours(later),
         next_offset=_tensor([_offsets(c, cloud) for c, cloud in zip(centres, following, strict=True)]),
@@ -129,13 +131,18 @@ def _tensor(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
     return torch.tensor(np.stack(arrays), dtype=torch.float32)
 
 
+def _chunk(episode: Demonstration, frame: int, window: int) -> npt.NDArray[np.float64]:
+    """(T, A) answers of the expert from `frame` on; the last one is repeated at the end of the episode."""
+    return episode.action[np.minimum(np.arange(frame, frame + window), len(episode) - 1)]
+
+
 def _bytes(image: npt.NDArray[np.uint8]) -> Tensor:
     """(3, H, W) uint8."""
     return torch.tensor(image).permute(2, 0, 1)
 
 
 def _normalised(pictures: Tensor) -> Tensor:
-    """What `pixels_of` gives, for a batch (B, 3, H, W) uint8: torch's bicubic on bytes equals Pillow's, and is faster."""
+    """What `pixels_of` gives, for a batch (B, 3, H, W) uint8: torch's bicubic on bytes is Pillow's, only faster."""
     large = functional.interpolate(pictures, (SIDE, SIDE), mode="bicubic", antialias=True).contiguous()
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return large.float().div_(255).sub_(mean).div_(std)
@@ -146,6 +153,12 @@ def _patch_colours(pictures: Tensor) -> Tensor:
     quarters = functional.adaptive_avg_pool2d(pictures.float() / 255, 2 * GRID)
     cells = quarters.view(len(pictures), 3, GRID, 2, GRID, 2)
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(len(pictures), GRID * GRID, 12)
+
+
+def _working_space(places: Tensor) -> Tensor:
+    """`places` (B, 256, 3) with NaN outside the crop of the cloud: no point token could tell of those."""
+    inside = ((places > torch.tensor(CROP_LOW)) & (places < torch.tensor(CROP_HIGH))).all(-1, keepdim=True)
+    return torch.where(inside, places, torch.nan)
 
 
 def _named(pixels: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import mujoco
 import numpy as np
@@ -109,7 +111,7 @@ class Demonstration:
     def load(cls, path: Path) -> Demonstration:
         """The episode in `path` (`<task>/<seed>.npz`); raises TraceError if it is damaged or of other scenes."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
                 data = {key: file[key] for key in file.files}
             if data["version"].tolist() != [FORMAT, SCENE_VERSION]:
                 raise TraceError(f"{path}: recorded by another version of the simulator; give --data another folder")
@@ -120,7 +122,7 @@ class Demonstration:
                 seed=int(path.stem),
                 instruction=data["instruction"].tobytes().decode(),
                 success=bool(data["success"]),
-                images=tuple(stream[a:b] for a, b in zip(ends, ends[1:], strict=False)),
+                images=tuple(stream[a:b] for a, b in pairwise(ends)),
                 points=data["points"],
                 state=data["state"],
                 action=data["action"],
@@ -128,7 +130,7 @@ class Demonstration:
                 patch_xyz=data["patch_xyz"],
                 patch_pixels=data["patch_pixels"],
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise TraceError(f"{path}: not a demonstration ({error}); remove it and run the command again") from error
 
 
@@ -168,13 +170,15 @@ def demonstrations_digest(folder: Path, plan: Sequence[tuple[str, int]]) -> str:
 def _carried_out(folder: Path, plan: Sequence[tuple[str, int]], processes: int) -> Iterator[None]:
     if processes == 1 or len(plan) < 2:
         for task, seed in plan:
-            yield _record(folder, task, seed)
+            _record(folder, task, seed)
+            yield
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(_record, folder, task, seed) for task, seed in plan]
         try:
             for job in as_completed(jobs):
-                yield job.result()
+                job.result()
+                yield
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -183,7 +187,7 @@ def _record(folder: Path, task: str, seed: int) -> None:
     _demonstrate(_environment(task), seed).save(demonstration_path(folder, task, seed))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _environment(task: str) -> Environment:
     environment = Environment(task)
     environment.max_steps = _LONGEST
@@ -229,13 +233,15 @@ def _labels(environment: Environment, observation: Observation) -> dict[str, npt
     places = np.stack([goal, world.position("target"), item]).astype(np.float32)
     depth, classes = observation.depth[VIEW], observation.segmentation[VIEW]
     xyz = _unprojected(depth, environment.camera)
-    moved = np.linalg.norm(xyz - item, axis=-1) < _ITEM_RADIUS  # False where there is no item: its place is NaN
-    named = (classes == SegmentationClass.TARGET) & ~moved
-    counts = np.stack([_cells(named).sum(1), _cells(classes == SegmentationClass.OTHER).sum(1)], axis=-1)
-    hit = _cells(depth > 0)
+    moved = np.less(np.linalg.norm(xyz - item, axis=-1), _ITEM_RADIUS)  # nowhere without an item: its place is NaN
+    named = np.equal(classes, SegmentationClass.TARGET) & ~moved
+    others = np.equal(classes, SegmentationClass.OTHER)
+    counts = np.stack([_cells(named).sum(1), _cells(others).sum(1)], axis=-1)
+    hit: npt.NDArray[np.bool_] = _cells(np.greater(depth, 0))
+    seen = hit.sum(1, keepdims=True)
     total = np.stack([np.where(hit, _cells(xyz[..., axis]), 0.0).sum(1) for axis in range(3)], axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(hit.any(1)[:, None], total / hit.sum(1)[:, None], np.nan)
+        mean = np.where(seen > 0, total / seen, np.nan)
     return {"landmarks": places, "patch_xyz": mean.astype(np.float32), "patch_pixels": counts.astype(np.uint8)}
 
 

@@ -50,16 +50,14 @@ class Hidden:
 
 
 def draw_noise(shape: tuple[int, int, int, int], generator: torch.Generator) -> Noise:
-    """`shape` = (B, K, T, A). The K timesteps of a frame are spread evenly: draw i is uniform in the i-th of K parts."""
+    """`shape` = (B, K, T, A). The K timesteps of a frame are spread out: draw i is uniform in the i-th of K parts."""
     frames, draws = shape[:2]
     uniform = torch.rand(frames, draws, generator=generator)
     timesteps = ((torch.arange(draws) + uniform) * (TRAINING_STEPS / draws)).long().clamp_max(TRAINING_STEPS - 1)
     return Noise(torch.randn(shape, generator=generator), timesteps)
 
 
-def forward_batch(
-    policy: MLA, batch: Batch, noise: Noise, image: Tensor, points: Tensor
-) -> Hidden:
+def forward_batch(policy: MLA, batch: Batch, noise: Noise, image: Tensor, points: Tensor) -> Hidden:
     """Run `batch` with the image and point tokens `image` (N,) and `points` (M,) (int64, ascending) kept.
 
     With neither kept the encoders do not run: the policy is blind. Raises PolicyError for more than one view.
@@ -68,9 +66,13 @@ def forward_batch(
         raise PolicyError(f"policy {policy.config.name!r} has {len(policy.config.views)} views; training knows one")
     image_tokens, point_tokens = _encoded(policy, batch)
     samples = add_noise(
-        batch.labels.action.repeat_interleave(noise.noise.shape[1], 0), noise.noise.flatten(0, 1), noise.timesteps.flatten()
+        batch.labels.action.repeat_interleave(noise.noise.shape[1], 0),
+        noise.noise.flatten(0, 1),
+        noise.timesteps.flatten(),
     )
-    tails = policy.tail_rows(samples, noise.timesteps.flatten()).view(*noise.timesteps.shape, -1, policy.config.hidden_size)
+    tails = policy.tail_rows(samples, noise.timesteps.flatten()).view(
+        *noise.timesteps.shape, -1, policy.config.hidden_size
+    )
     groups: dict[int, list[int]] = defaultdict(list)
     for i, ids in enumerate(batch.text_ids):
         groups[len(ids)].append(i)
@@ -78,12 +80,19 @@ def forward_batch(
     parts = []
     for members in groups.values():
         rows = torch.stack(
-            [policy.prefix_rows(point_tokens[i], image_tokens[i : i + 1], batch.text_ids[i], batch.proprio[i]) for i in members]
+            [
+                policy.prefix_rows(point_tokens[i], image_tokens[i : i + 1], batch.text_ids[i], batch.proprio[i])
+                for i in members
+            ]
         )
         parts.append(_run(policy, rows, tails[members], len(batch.text_ids[members[0]]) - 1, image, points))
     back = torch.tensor(order).argsort()
-    joined = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-    return Hidden(*joined, image=image, points=points)
+    predicted, middle, late, late_state, final_image, final_points, final_state = (
+        torch.cat(column)[back] for column in zip(*parts, strict=True)
+    )
+    return Hidden(
+        predicted, middle, late, late_state, final_image, final_points, final_state, image=image, points=points
+    )
 
 
 def _encoded(policy: MLA, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -139,6 +148,6 @@ def _run(
 def _shared_prefix_mask(prefix: int, draws: int, tail: int) -> Tensor:
     """(n, n) bool, n = prefix + draws·tail: causal, but no tail sees another one."""
     mask = torch.ones(prefix + draws * tail, prefix + draws * tail, dtype=torch.bool).tril()
-    own = torch.block_diag(*[torch.ones(tail, tail)] * draws).bool()
+    own = torch.eye(draws).repeat_interleave(tail, 0).repeat_interleave(tail, 1).bool()
     mask[prefix:, prefix:] &= own
     return mask

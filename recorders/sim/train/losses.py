@@ -62,7 +62,8 @@ class _Pointer(nn.Module):
 
     def forward(self, asking: Tensor, rows: Tensor) -> Tensor:
         """(B, D), (B, N, D) -> (B, N) logits."""
-        return torch.einsum("bd,bnd->bn", self.query(asking), self.key(rows)) * rows.shape[-1] ** -0.5
+        logits: Tensor = torch.einsum("bd,bnd->bn", self.query(asking), self.key(rows)) * rows.shape[-1] ** -0.5
+        return logits
 
 
 def noise_loss(hidden: Hidden, noise: Tensor) -> Tensor:

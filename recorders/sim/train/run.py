@@ -14,15 +14,21 @@ from typing import Any
 import torch
 
 from recorders.sim.train.batches import Frames
+from recorders.sim.train.card import model_card
 from recorders.sim.train.demonstrations import demonstrations_digest, record_demonstrations
+from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.trainer import Trainer, held_out_losses
 from tracekit.errors import ConfigError, PolicyError
-from tracekit.model import MLA, REFERENCE_WORDS, WordTokenizer, initialise, load_policy_directory, reference, save_policy
+from tracekit.model import (
+    MLA,
+    load_policy_directory,
+    save_policy,
+)
 
 __all__ = ["TrainingSummary", "train"]
 
-CURVE, POLICY, STATE, SUMMARY = "curve.jsonl", "policy", "state.pt", "training.json"
+CARD, CURVE, POLICY, STATE, SUMMARY = "MODEL_CARD.md", "curve.jsonl", "policy", "state.pt", "training.json"
 
 _SAVE_SECONDS = 300.0
 _EVERY_LOSS_UNTIL, _LOSS_EVERY, _HELD_OUT_EVERY = 200, 20, 250
@@ -71,7 +77,7 @@ def train(
     """
     if threads < 1 or (hours is not None and hours <= 0):
         raise ConfigError(f"--threads {threads}, --hours {hours}: both must be positive")
-    start_from = policy or initialise(MLA(reference(), WordTokenizer(REFERENCE_WORDS), trained=True), plan.seed)
+    start_from = policy or fresh_policy(plan)
     if resume is not None:
         start_from = load_policy_directory(resume)
         plan = replace(plan, resumed_from=start_from.identity.weights_digest)
@@ -85,7 +91,9 @@ def train(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        run = _Run(out, Trainer(start_from, Frames(data, plan.demonstrations), plan), Frames(data, plan.held_out), digest)
+        run = _Run(
+            out, Trainer(start_from, Frames(data, plan.demonstrations), plan), Frames(data, plan.held_out), digest
+        )
         if saved is not None:
             run.take_up(saved)
         return run.finish(hours, progress)
@@ -184,4 +192,5 @@ class _Run:
             held_out=self._losses,
         )
         (self._out / SUMMARY).write_text(json.dumps(summary.to_json(), indent=1) + "\n", "utf-8")
+        (self._out / CARD).write_text(model_card(summary.to_json(), None), "utf-8")
         return summary

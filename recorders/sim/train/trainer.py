@@ -83,7 +83,9 @@ class Trainer:
     def _take(self, batch: Batch) -> dict[str, float]:
         plan = self.plan
         self.policy.train()
-        noise = draw_noise((len(batch), plan.draws, *self.policy.action_shape), _generator(plan.seed, self.step, _NOISE))
+        noise = draw_noise(
+            (len(batch), plan.draws, *self.policy.action_shape), _generator(plan.seed, self.step, _NOISE)
+        )
         tokens = _generator(plan.seed, self.step, _TOKENS)
         image, points = (
             torch.randperm(count, generator=tokens)[: plan.kept_tokens(self.step, count)].sort().values
@@ -96,7 +98,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*self.policy.parameters(), *self.heads.parameters()], 1.0)
         self.optimiser.step()
         self.step += 1
@@ -113,8 +115,8 @@ class Trainer:
         share = 1 - min(_SMOOTHING, (1 + self.step) / (10 + self.step))
         for slow, fast in zip(self.average.parameters(), self.policy.parameters(), strict=True):
             slow.lerp_(fast, share)
-        for slow, fast in zip(self.average.buffers(), self.policy.buffers(), strict=True):
-            slow.copy_(fast)
+        for held, present in zip(self.average.buffers(), self.policy.buffers(), strict=True):
+            held.copy_(present)
 
 
 @torch.no_grad()

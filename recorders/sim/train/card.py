@@ -1,0 +1,100 @@
+"""The model card: what a user has to know of trained weights before they believe a number made with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recorders.sim.train.losses import WEIGHTS
+from recorders.sim.train.plan import KEPT_TOKENS
+from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS
+
+__all__ = ["model_card"]
+
+
+def model_card(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """Markdown from `TrainingSummary.to_json()` and, where there is one, `Evaluation.to_json()`."""
+    plan = training["plan"]
+    what = (
+        "State and text only: the control without eyes."
+        if plan["blind"]
+        else "Front picture, point cloud, state, text."
+    )
+    per_task = plan["episodes"]
+    episodes = per_task * len(plan["tasks"]) - training["failed_episodes"]
+    lines = [
+        f"# Model card: the {'blind control of the ' if plan['blind'] else ''}reference policy",
+        "",
+        f"A small MLA policy for the tasks of the embedded simulator, {training['parameters']:,} parameters. {what}",
+        "It exists so that pruning methods are measured on a policy that looks; it is for nothing else. Licence: MIT.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| tasks | {', '.join(plan['tasks'])} |",
+        f"| demonstrations | {episodes} successful episodes of the expert, {training['frames']} labelled frames |",
+        f"| failed episodes, left out | {training['failed_episodes']} |",
+        "| noise in demonstrations | added to what is executed now and then, never to labels |",
+        f"| training seeds | {TRAINING_SEEDS} … {TRAINING_SEEDS + per_task - 1} |",
+        f"| seeds of the held-out loss | from {VALIDATION_SEEDS} |",
+        f"| demonstrations' digest | `{training['demonstrations_digest']}` |",
+        f"| steps | {training['step']} of {plan['steps']}, {plan['batch']} frames × {plan['draws']} noise draws each |",
+        f"| wall time | {training['seconds'] / 3600:.2f} h, {training['threads']} threads, on a CPU |",
+        f"| objective | noise prediction, AdamW {plan['learning_rate']:g}, cosine; weights are a running average |",
+        f"| auxiliary losses | {_auxiliary(plan)} |",
+        f"| token dropout | {_dropout(training)} |",
+        f"| started from | {_start(plan)} |",
+        f"| weights' digest | `{training['weights_digest']}` |",
+        "",
+        "## Held-out losses",
+        "",
+        *([f"- {name}: {value:.4f}" for name, value in training["held_out"].items()] or ["Not measured yet."]),
+        "",
+        "## Closed-loop success",
+        "",
+        *_success(evaluation),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _auxiliary(plan: Mapping[str, Any]) -> str:
+    if not plan["auxiliary"]:
+        return "none"
+    names = ("landmarks", "clean_action") if plan["blind"] else tuple(WEIGHTS)
+    return ", ".join(f"{name} × {WEIGHTS[name]:g}" for name in names)
+
+
+def _dropout(training: Mapping[str, Any]) -> str:
+    plan = training["plan"]
+    if plan["blind"]:
+        return "every visual token, always"
+    half = plan["steps"] // 2
+    seen = "" if training["step"] > half else "; **that half has not begun: these weights know thinned tokens only**"
+    return f"{KEPT_TOKENS} of 256 tokens of each modality in steps 1 … {half}, all of them afterwards{seen}"
+
+
+def _start(plan: Mapping[str, Any]) -> str:
+    if plan["resumed_from"] is None:
+        return f"random weights of seed {plan['seed']}"
+    return f"weights `{plan['resumed_from']}`, with a fresh optimiser; the steps above are those since"
+
+
+def _success(evaluation: Mapping[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        return ["Not evaluated yet."]
+    tasks = evaluation["tasks"]
+    first, last = evaluation["seeds"]
+    rows = [
+        f"Seeds {first} … {last} of every task, 95 % Wilson intervals.",
+        "",
+        f"| configuration | all | {' | '.join(tasks)} |",
+        f"|---|---|{'---|' * len(tasks)}",
+    ]
+    for entry in evaluation["configurations"]:
+        cells = [entry, *(entry["by_task"][task] for task in tasks)]
+        rows.append(f"| {entry['name']} | {' | '.join(map(_rate, cells))} |")
+    return rows
+
+
+def _rate(cell: Mapping[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{100 * cell['success_rate']:.0f} % ({100 * low:.0f} … {100 * high:.0f})"

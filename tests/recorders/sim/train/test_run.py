@@ -1,0 +1,176 @@
+"""A run reproduces, stops and goes on without a trace, refuses another plan, and leaves a policy with its papers."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recorders.sim.train import run as running
+from recorders.sim.train import train
+from recorders.sim.train.batches import Frames
+from recorders.sim.train.demonstrations import Demonstration, demonstration_path, record_demonstrations
+from recorders.sim.train.plan import TrainingPlan
+from recorders.sim.train.seeds import TRAINING_SEEDS, refuse_training_seeds
+from tests.small import WIDTHS
+from tracekit.errors import ConfigError, TraceError
+from tracekit.model import MLA, REFERENCE_WORDS, WordTokenizer, initialise, load_policy_directory, reference
+
+
+def tiny():
+    """As in `tests.small`, but unfrozen."""
+    return initialise(MLA(replace(reference(), **WIDTHS), WordTokenizer(REFERENCE_WORDS)), 3)
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_frames(monkeypatch):
+    monkeypatch.setattr("recorders.sim.train.plan._HELD_OUT", 1)
+    monkeypatch.setattr(running, "_HELD_OUT_FRAMES", 4)
+    monkeypatch.setattr(running, "_HELD_OUT_EVERY", 3)
+
+
+def curve(folder):
+    lines = (folder / "curve.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def same_weights(first, second):
+    a, b = (load_policy_directory(folder / "policy").state_dict() for folder in (first, second))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_plan_gives_the_same_losses_and_another_seed_others(demonstrations, plan, tmp_path):
+    short = replace(plan, steps=5)
+    for name in ("first", "second"):
+        train(tmp_path / name, demonstrations, short, policy=tiny())
+    train(tmp_path / "other", demonstrations, replace(short, seed=1), policy=tiny())
+    assert len(curve(tmp_path / "first")) == 5
+    assert curve(tmp_path / "first") == curve(tmp_path / "second")
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+    assert curve(tmp_path / "first")[0]["loss"] != curve(tmp_path / "other")[0]["loss"]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(demonstrations, plan, tmp_path):
+    train(tmp_path / "whole", demonstrations, plan, policy=tiny())
+    stopped = train(tmp_path / "halves", demonstrations, plan, policy=tiny(), hours=1e-9)
+    assert stopped.step == 1
+    with (tmp_path / "halves" / "curve.jsonl").open("a") as file:  # steps after the last save, lost with the process
+        file.write(json.dumps({"step": 2, "loss": 0.0}) + "\n")
+    finished = train(tmp_path / "halves", demonstrations, plan, policy=tiny())
+    assert finished.step == plan.steps
+    assert curve(tmp_path / "whole") == curve(tmp_path / "halves")
+    assert same_weights(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_losses_fall(demonstrations, plan, tmp_path):
+    train(tmp_path / "run", demonstrations, replace(plan, steps=30, learning_rate=2e-2), policy=tiny())
+    losses = [entry["loss"] for entry in curve(tmp_path / "run")]
+    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:5])
+
+
+def test_tokens_are_thinned_in_the_first_half_only():
+    plan = TrainingPlan(steps=10)
+    assert [plan.kept_tokens(step, 256) for step in (0, 4, 5, 9)] == [96, 96, 256, 256]
+    assert replace(plan, blind=True).kept_tokens(9, 256) == 0
+
+
+def test_without_auxiliary_losses_there_is_one_loss(demonstrations, plan, tmp_path):
+    train(tmp_path / "run", demonstrations, replace(plan, steps=1, auxiliary=False), policy=tiny())
+    assert set(curve(tmp_path / "run")[0]) == {"step", "loss", "noise", "learning_rate", "held_out"}
+
+
+def test_the_card_carries_the_digest_of_the_weights_beside_it(demonstrations, plan, tmp_path):
+    summary = train(tmp_path / "run", demonstrations, replace(plan, steps=2), policy=tiny())
+    policy = load_policy_directory(tmp_path / "run" / "policy")
+    assert policy.trained
+    assert policy.identity.weights_digest == summary.weights_digest
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert summary.weights_digest in card
+    assert summary.demonstrations_digest in card
+    assert "Not evaluated yet." in card
+    assert json.loads((tmp_path / "run" / "training.json").read_text()) == summary.to_json()
+
+
+def test_resuming_starts_from_weights_with_a_fresh_optimiser_and_says_so(demonstrations, plan, tmp_path):
+    first = train(tmp_path / "first", demonstrations, replace(plan, steps=2), policy=tiny())
+    second = train(tmp_path / "second", demonstrations, replace(plan, steps=1), resume=tmp_path / "first" / "policy")
+    assert second.plan.resumed_from == first.weights_digest
+    assert second.step == 1
+    assert f"`{first.weights_digest}`, with a fresh optimiser" in (tmp_path / "second" / "MODEL_CARD.md").read_text()
+
+
+def test_the_folder_of_another_plan_is_refused(demonstrations, plan, tmp_path):
+    train(tmp_path / "run", demonstrations, replace(plan, steps=1), policy=tiny())
+    before = (tmp_path / "run" / "training.json").read_bytes()
+    with pytest.raises(ConfigError, match="another seed, steps"):
+        train(tmp_path / "run", demonstrations, replace(plan, steps=2, seed=4), policy=tiny())
+    assert (tmp_path / "run" / "training.json").read_bytes() == before
+
+
+def test_a_blind_policy_learns_from_the_same_demonstrations(demonstrations, plan, tmp_path):
+    summary = train(tmp_path / "run", demonstrations, replace(plan, steps=2, blind=True))
+    assert load_policy_directory(tmp_path / "run" / "policy").config.name == "blind"
+    assert set(summary.held_out) == {"noise", "landmarks", "clean_action"}
+
+
+def test_demonstrations_are_the_same_every_time_and_recorded_once(demonstrations, plan, tmp_path):
+    task, seed = plan.demonstrations[0]
+    assert record_demonstrations(tmp_path, [(task, seed)]) == 1
+    assert record_demonstrations(tmp_path, [(task, seed)]) == 0
+    again = Demonstration.load(demonstration_path(tmp_path, task, seed))
+    first = Demonstration.load(demonstration_path(demonstrations, task, seed))
+    assert again.images == first.images
+    assert again.instruction == first.instruction
+    for name in ("points", "state", "action", "landmarks", "patch_xyz", "patch_pixels"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+
+
+def test_labels_point_at_the_named_object(demonstrations, plan):
+    for task, seed in plan.demonstrations:
+        episode = Demonstration.load(demonstration_path(demonstrations, task, seed))
+        named = episode.patch_pixels[0, :, 0]
+        assert named.sum() > 100
+        middle = np.average(episode.patch_xyz[0][named > 0], axis=0, weights=named[named > 0])
+        assert np.linalg.norm(middle[:2] - episode.landmarks[0, 1, :2]) < 0.15
+        assert np.isnan(episode.landmarks[:, 2]).all() == (task == "close_box")
+        assert np.abs(episode.action).max() < 1.5
+        assert len(episode.images) == len(episode.points) == len(episode) + 1
+
+
+def test_a_damaged_demonstration_is_named(demonstrations, plan, tmp_path):
+    task, seed = plan.demonstrations[0]
+    path = demonstration_path(tmp_path, task, seed)
+    path.parent.mkdir()
+    path.write_bytes(demonstration_path(demonstrations, task, seed).read_bytes()[:1000])
+    with pytest.raises(TraceError, match=rf"{seed}.npz: not a demonstration"):
+        Frames(tmp_path, [(task, seed)])
+
+
+def test_every_epoch_shows_every_frame_once(demonstrations, plan):
+    frames = Frames(demonstrations, plan.demonstrations)
+    count = len(frames)
+    drawn = [index for step in range(count) for index in frames.drawn(0, step, 3)]
+    for epoch in range(3):
+        assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert drawn[:count] != drawn[count : 2 * count]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "--steps 0"),
+        ({"tasks": ("close_boks",)}, "close_box"),
+        ({"tasks": ("close_box", "close_box")}, "each once"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_unusable_plans_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainingPlan(**wrong)
+
+
+def test_training_seeds_are_kept_from_evaluations():
+    refuse_training_seeds(0, TRAINING_SEEDS)
+    with pytest.raises(ConfigError, match="are for training"):
+        refuse_training_seeds(TRAINING_SEEDS - 1, 2)

@@ -1,0 +1,83 @@
+"""`tracekit evaluate`: closed-loop success in the simulator, under configurations and controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracekit.cli._console import JsonOption, console, print_json, progress_reporter
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    task: Annotated[str, typer.Option(help="Task, or several separated by commas.", metavar="T[,T…]")],
+    episodes: Annotated[int, typer.Option(help="Episodes per task and configuration.")] = 25,
+    seed: Annotated[int, typer.Option(help="Seed of the first episode of each task.")] = 0,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            help="Configuration, repeatable: a TOML file or a preset's name; unpruned where none is given.",
+            metavar="FILE|PRESET",
+        ),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            help="Control, repeatable: blind, no_visual, no_image, no_points, wrong_instruction.",
+            metavar="CONTROL",
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="NAME|DIR", help="Policy by name, or a directory that holds one.")
+    ] = "reference",
+    blind: Annotated[
+        Path | None, typer.Option(help="Policy of the blind row, from `tracekit train --blind`.", metavar="DIR")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Episodes that run at the same time.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Results per episode; a run that was stopped goes on.", metavar="FILE")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Record the episodes of one configuration.", metavar="TRACE")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a policy in closed loop on seeds it was not trained on; all configurations meet the same scenes."""
+    from recorders.sim.evaluate import Case, control_case, unpruned
+    from recorders.sim.evaluate import evaluate as run_evaluation
+    from tracekit.config import load_config
+    from tracekit.weights import packaged_policy
+
+    sightless = blind or packaged_policy("blind")
+    no_eyes = None if sightless is None else str(sightless)
+    controls = list(control or [])
+    if no_eyes is not None and "blind" not in controls and record is None:
+        controls.append("blind")
+    configurations = [load_config(name) for name in config or []] or [unpruned()]
+    cases = [Case(configuration.name, configuration, policy) for configuration in configurations]
+    cases += [control_case(name, policy, no_eyes) for name in controls]
+    with progress_reporter() as report:
+        result = run_evaluation(
+            cases,
+            [name.strip() for name in task.split(",")],
+            episodes,
+            seed,
+            processes=processes,
+            out=out,
+            record=record,
+            progress=report,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    screen = console()
+    screen.print(result.table())
+    if no_eyes is None:
+        screen.print("No blind policy at hand, so its row is missing: tracekit train --blind, then --blind DIR.")
+    if not result.trained:
+        screen.print("[yellow]The policy has random weights: its success says nothing.[/yellow]")
