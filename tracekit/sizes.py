@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from tracekit import keys
 from tracekit.actions import ActionSpec
@@ -45,13 +44,13 @@ class StepShapes:
 def shapes_of(policy: Policy, tokens: Tokens) -> StepShapes:
     """Of a loaded policy and an observation made ready for it."""
     modules = attention_modules(policy.backbone)
-    query = modules[0].q_proj
-    key = modules[0].head_dim
-    width, rows = (query.in_features, query.out_features) if isinstance(query, nn.Linear) else query.weight.shape[::-1]  # type: ignore[union-attr]
+    weight: Any = modules[0].q_proj.weight  # type: ignore[union-attr]  # found by structure
+    size: Any = modules[0].head_dim
+    rows, width = weight.shape
     return StepShapes(
         layout=tokens.layout,
         layers=len(modules),
-        heads=int(rows) // int(key),  # type: ignore[arg-type]
+        heads=int(rows) // int(size),
         width=int(width),
         passes=policy.passes,
         action_shape=policy.action_shape,

@@ -66,7 +66,7 @@ def _bytes(positions: Tensor) -> bytes:
 def _plan(layout: TokenLayout, positions: bytes, held: bytes, device: torch.device) -> CallPlan:
     fed, before = np.frombuffer(positions, np.int64), np.frombuffer(held, np.int64)
     keys = np.concatenate([before, fed])
-    members = {group: layout.group_positions(group) for group in GROUPS}
+    members: dict[str, Indices] = {group: layout.group_positions(group) for group in GROUPS}
     rows = np.flatnonzero(np.isin(fed, np.concatenate(list(members.values()))))
     groups = {}
     for group, own in members.items():

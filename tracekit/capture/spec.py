@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tracekit.errors import ConfigError
 
@@ -133,7 +133,7 @@ class CaptureSpec:
         """What is in either; keeps this one's name."""
         if other is None:
             return self
-        found = {}
+        found: dict[str, Any] = {}
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name in {"groups", "norms", "hidden"}:

@@ -43,7 +43,7 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
 def blocks_of(backbone: nn.Module, attentions: list[nn.Module]) -> list[nn.Module]:
     """The decoder block around each of the `attentions`; raises PolicyError where a block has no `mlp`."""
     paths = {id(module): path for path, module in backbone.named_modules()}
-    blocks = [backbone.get_submodule(paths[id(module)].rpartition(".")[0]) for module in attentions]
+    blocks: list[nn.Module] = [backbone.get_submodule(paths[id(module)].rpartition(".")[0]) for module in attentions]
     if not all(isinstance(getattr(block, "mlp", None), nn.Module) for block in blocks):
         raise PolicyError(
             f"{type(backbone).__name__}: the blocks around the attention have no `mlp`; hidden states can only be "
@@ -55,9 +55,10 @@ def blocks_of(backbone: nn.Module, attentions: list[nn.Module]) -> list[nn.Modul
 def vocabulary_head(policy: object) -> nn.Module:
     """The module called `lm_head` somewhere in `policy`; raises PolicyError if there is none."""
     modules = policy.named_modules() if isinstance(policy, nn.Module) else ()
-    for path, module in modules:
+    found: nn.Module
+    for path, found in modules:
         if path.rpartition(".")[2] == "lm_head":
-            return module
+            return found
     raise PolicyError(
         f"{type(policy).__name__} has no module called lm_head, so norms of logits cannot be taken; leave `logits` out "
         "of the capture, or choose another pruner.reduction.feature"

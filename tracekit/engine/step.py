@@ -127,10 +127,11 @@ class _Step:
                         tapped.close()
         with self.clock.stage("decode", passes - 1):
             action = self.policy.read_out(sample).cpu().numpy()
-        with self.clock.stage("observe", passes - 1):
-            later = None if tap is None else tap.received_later
-            if tap is not None and observables is None:
-                observables = self._observables(tap, first, kept[0])
+        later = None
+        if tap is not None:
+            with self.clock.stage("observe", passes - 1):
+                later = tap.received_later
+                observables = observables or self._observables(tap, first, kept[0])
         return StepResult(
             action=action,
             samples=torch.stack(samples).float().cpu().numpy(),
