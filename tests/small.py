@@ -20,6 +20,7 @@ from tracekit.policy import Precision, register_policy
 WIDTHS = {
     "name": "small",
     "hidden_size": 32,
+    "layers": 2,
     "heads": 4,
     "kv_heads": 2,
     "intermediate_size": 48,

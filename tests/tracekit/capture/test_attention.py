@@ -89,7 +89,7 @@ def tapped(backbone, rows, positions, groups=GROUPS, split=None):
 DROPPED = st.sets(st.integers(0, len(VISUAL) - 1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(DROPPED, st.sampled_from([4, 2, 1]), st.booleans(), st.integers(0, 3))
 def test_rows_are_those_of_an_eager_forward(dropped, kv_heads, cached, seed):
     backbone, positions = decoder(kv_heads=kv_heads, seed=seed), kept_positions(dropped)
@@ -116,7 +116,7 @@ def test_rows_are_those_of_an_eager_forward(dropped, kv_heads, cached, seed):
         torch.testing.assert_close(tap.norms[name], norms, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(DROPPED, st.sampled_from([4, 2]))
 def test_rows_are_the_softmax_of_the_very_queries_and_keys_that_were_computed(dropped, kv_heads):
     backbone, positions = decoder(kv_heads=kv_heads), kept_positions(dropped)

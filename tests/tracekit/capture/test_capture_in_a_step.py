@@ -66,7 +66,7 @@ def test_observables_of_pass_0_are_those_of_an_eager_forward(small_policy, obser
     eager, _, layout = literal_pass(small_policy, observations[0], draws, draws.noise, 0)
     seen, visual = result.observables, layout.visual_positions
     assert seen.groups == GROUPS
-    assert seen.attention.shape == (4, 4, 3, len(visual))
+    assert seen.attention.shape == (2, 4, 3, len(visual))
     assert seen.attention.dtype == np.float32
     for index, group in enumerate(GROUPS):
         rows = eager.attention[:, :, layout.group_positions(group)].mean(2)[..., visual]
@@ -82,7 +82,7 @@ def test_observables_of_pass_0_are_those_of_an_eager_forward(small_policy, obser
 def test_action_rows_of_later_passes_are_head_means_of_an_eager_forward(small_policy, observations, kind):
     (result,) = run(small_policy, make_config(kind), observations[:1], CAPTURE)
     draws = make_draws(small_policy, observations[0])
-    assert result.action_rows.shape == (2, 4, 512)
+    assert result.action_rows.shape == (2, 2, 512)
     for step in range(1, small_policy.passes):
         kept = result.kept[step]
         eager, positions, layout = literal_pass(
@@ -91,7 +91,7 @@ def test_action_rows_of_later_passes_are_head_means_of_an_eager_forward(small_po
         index = {position: row for row, position in enumerate(positions)}
         rows = [index[p] for p in layout.group_positions("action")]
         columns = [index[p] for p in layout.visual_positions[kept]]
-        expected = np.zeros((4, 512), np.float32)
+        expected = np.zeros((2, 512), np.float32)
         expected[:, kept] = eager.attention[:, :, rows][..., columns].mean((1, 2)).numpy()
         np.testing.assert_allclose(result.action_rows[step - 1], expected, rtol=0, atol=1e-6)
         assert not result.action_rows[step - 1][:, ~kept].any()
