@@ -1,0 +1,71 @@
+"""The verbs `train`, `evaluate` and `record sim --drive` from the command line's side."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tests import small  # noqa: F401  # registers the policy `small`
+from tracekit.cli.app import app
+from tracekit.errors import TracekitError
+from tracekit.store import Trace
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch):
+    from recorders.sim.evaluate import run
+
+    run._environment.cache_clear()
+    monkeypatch.setattr("recorders.sim.environment.MAX_STEPS", 1)
+    yield
+    run._environment.cache_clear()
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_evaluate_prints_one_object_with_stable_keys():
+    options = ("--episodes", 1, "--policy", "small", "--control", "no_image", "--json")
+    done = run("evaluate", "--task", "close_box", *options)
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert set(data) == {"tasks", "seeds", "policy_trained", "configurations"}
+    rows = data["configurations"]
+    assert [row["name"] for row in rows][:2] == ["unpruned", "no_image"]
+    for row in rows:
+        assert {"success_rate", "interval", "steps", "step_ms", "pruned", "paired"} <= set(row)
+    assert rows[1]["pruned"] == {"image": 1.0, "point": 0.0}
+
+
+def test_evaluate_says_that_untrained_weights_say_nothing():
+    done = run("evaluate", "--task", "close_box", "--episodes", 1, "--policy", "small")
+    assert "random weights" in done.stdout
+
+
+def test_the_policy_can_drive_a_recording(tmp_path):
+    out = tmp_path / "trace.zarr"
+    done = run("record", "sim", "--task", "close_box", "--out", out, "--policy", "small", "--drive", "policy", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["driver"] == "policy"
+    trace = Trace.open(out)
+    assert trace.attributes["driver"] == "policy"
+    assert trace.attributes["shadow"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "--task", "close_box", "--seed", 1_000_000), "are for training"),
+        (("evaluate", "--task", "close_box", "--control", "deaf"), "choose one of"),
+        (("train", "--out", "run", "--data", "data", "--steps", 0), "--steps 0"),
+        (("train", "--out", "run", "--data", "data", "--tasks", "close_boks"), "close_box"),
+        (("record", "sim", "--task", "close_box", "--out", "t.zarr", "--drive", "nobody"), "policy or expert"),
+    ],
+)
+def test_unusable_input_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert isinstance(done.exception, TracekitError)
+    assert message in str(done.exception)
+    assert not list(tmp_path.iterdir())
