@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from tracekit.pruning import DecisionKey, Shape, decision_digest, point_mask
+from tracekit.pruning.arrays import new_outcome
+from tracekit.pruning.rule import rule_of
+from tracekit.pruning.stages import background
 from tracekit.pruning.tri_stage import TriStageConfig, decide_episode
 from tracekit.testing import random_scores
 
@@ -126,6 +129,18 @@ def test_background_rates_0_and_1_and_the_stratified_count():
         assert (keeps.s2[ground] == 3).all()
         assert (drops.s2[ground] == 0).all()
         assert (counted.s2[ground] == 0).sum() == round(0.9 * ground.sum())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 0.6, 1.0])
+def test_of_equal_draws_the_stratified_count_takes_the_lower_indices(rate):
+    shape = Shape(10, 10)
+    draws = np.array([0.5, 0.25, 0.5, 0.5, 0.0, 0.5, 0.75, 0.5, 0.25, 0.5])
+    out = new_outcome(10)
+    out.cluster[:], out.cluster[3] = BACKGROUND, ROBOT
+    background(rule_of(TriStageConfig(draw="stratified"), shape), draws, rate, out)
+    order = [patch for patch in np.argsort(draws, kind="stable") if patch != 3]
+    assert set(np.flatnonzero(out.s2 == 0)) == set(order[: round(rate * 9)])
+    assert np.isnan(out.margins[7, 3])
 
 
 def test_the_background_is_dropped_with_the_given_probability():
