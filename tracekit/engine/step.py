@@ -90,7 +90,7 @@ class _Step:
         self.policy, self.tokens, self.config, self.draws = policy, tokens, config, draws
         self.key, self.options, self.clock, self.sensed = key, options, clock, sensed
         self.shape = decision_shape(tokens.layout)
-        self.encoded: list[PassRecord] = []
+        self.encoded: list[Prefix] = []
         self.prefix: Prefix | None = None
         self.encoded_pass = -1
 
@@ -145,7 +145,7 @@ class _Step:
             wall_ns=self.clock.elapsed_ns(),
             observables=observables,
             action_rows=None if later is None else later.numpy(),
-            encoded=tuple(self.encoded),
+            encoded=tuple(_pass_record(one, with_rows=self.options.encoded == "rows") for one in self.encoded),
             extras={} if tap is None else {name: values.numpy() for name, values in tap.extras.items()},
             hooks_ns=None if tap is None else np.array(tap.hooks_ns, np.int64),
             reduction_ns=0 if tap is None else tap.reduction_ns,
@@ -161,7 +161,7 @@ class _Step:
         with self.clock.stage("encode", step):
             self.prefix = self.policy.embed_prefix(self.tokens, starts)
         if self.options.encoded != "none":
-            self.encoded.append(_pass_record(self.prefix, with_rows=self.options.encoded == "rows"))
+            self.encoded.append(self.prefix)  # read when the step is over: on a GPU that would wait for the device
         return self.prefix
 
     def _kept(self, decision: Decision, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
