@@ -45,11 +45,11 @@ def smooth(memory, step, config, has_points, observed, still):
     patches = range(len(step["norm_2d"]))
     factor = 1.0
     if observed is not None and not all(observed):
-        both = [p for p in patches if observed[p] and memory.history[p]]
+        seen = [p for p in patches if observed[p]]
         held, held_unit = grains([sum(memory.attention[p]) for p in patches])
         new, new_unit = grains([step["attention_2d"][p] + step["attention_3d"][p] for p in patches])
-        held_sum = float(sum(held[p] for p in both)) * float(held_unit)
-        new_sum = float(sum(new[p] for p in both)) * float(new_unit)
+        held_sum = float(sum(held[p] for p in seen)) * float(held_unit)
+        new_sum = float(sum(new[p] for p in seen)) * float(new_unit)
         if held_sum > 0 and new_sum > 0:
             factor = held_sum / new_sum
     for p in patches:

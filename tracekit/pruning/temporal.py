@@ -96,7 +96,7 @@ def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.flo
 
 @compiled
 def _attention_factor(memory: Memory, seen: Seen, observed: npt.NDArray[np.bool_]) -> float:
-    """Σ held ÷ Σ new of ‖α_2D‖₁ + ‖α_3D‖₁ over the patches observed now and before; 1 if all are, or a sum is 0."""
+    """Σ held ÷ Σ new of ‖α_2D‖₁ + ‖α_3D‖₁ over the observed patches; 1 if all are, or a sum is 0."""
     complete = True
     for patch in range(observed.size):
         complete = complete and observed[patch]
@@ -109,7 +109,7 @@ def _attention_factor(memory: Memory, seen: Seen, observed: npt.NDArray[np.bool_
     held_scale, new_scale = unit_scale(held), unit_scale(new)
     held_sum, new_sum = 0, 0
     for patch in range(observed.size):
-        if observed[patch] and memory.updates[patch] > 0:
+        if observed[patch]:
             held_sum += fixed(held[patch], held_scale)
             new_sum += fixed(new[patch], new_scale)
     if held_sum == 0 or new_sum == 0:

@@ -66,6 +66,16 @@ def test_exact_ties_take_the_lowest_cuts():
     assert kmeans_1d(np.arange(3.0), 2).labels.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_ties_that_rounding_would_break_are_ties(k):
+    # Mirrored values: whatever a partition costs, its mirror image costs the same, exactly but not in float64.
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        half = np.repeat(rng.integers(0, 2**40, 4), rng.integers(1, 4, 4))
+        values = np.concatenate([half, rng.integers(2**41, 2**43) - half]).astype(float)
+        assert kmeans_1d(values, k).labels.tolist() == brute_force(values.tolist(), k)[0]
+
+
 def test_four_thousand_values_do_not_overflow():
     values = np.full(4096, np.float64(np.finfo(np.float32).max))
     values[:7], values[7:9] = 0, values[9] / 2
