@@ -180,6 +180,13 @@ def test_vla_pruner_equals_the_oracle(seed, config):
         history = history[-config.window :]
 
 
+@pytest.mark.parametrize(("layers", "layer"), [(32, 15), (8, 3), (4, 1), (1, 0)])
+def test_vla_pruner_reads_actions_in_layer_15_of_32_in_proportion(layers, layer):
+    seen = observables(1, 9, 8, layers=layers, heads=1, attention_action=None)
+    _, state = decide("vla_pruner", VlaPrunerConfig(layer=1), seen, Shape(9, 8))
+    np.testing.assert_array_equal(state.image[0], seen.attention[layer, 0, 2, :9])
+
+
 def test_vla_pruner_variants_weigh_the_history_in_opposite_order():
     shape = Shape(9, 8)
     decisions = {}
