@@ -176,7 +176,11 @@ def test_speedup_is_the_median_of_ratios_within_a_round():
     full, encoders, reuse = timing(80, 160, 800), timing(40, 80, 400), timing(20, 40, 200)
     found = speedup(timing(10, 20, 100), full, encoders, reuse)
     assert asdict(found) == {"total": 8, "encoders": 2, "reuse": 2, "pruning": 2}
-    assert speedup(timing(1, 1, 1), timing(2, 3, 100), timing(1, 1, 1), timing(1, 1, 1)).total == 3
+    slow, still = timing(2, 30, 400), timing(1, 10, 100)  # ratios 2, 3, 4; ratio of the medians 3
+    drifting = timing(10, 1, 100)  # against slow: 0.2, 30, 4; the medians' ratio would be 3
+    assert speedup(still, slow, slow, slow).total == 3
+    assert asdict(speedup(drifting, slow, slow, slow)) == {"total": 4, "encoders": 1, "reuse": 1, "pruning": 4}
+    assert asdict(speedup(slow, slow, drifting, slow)) == {"total": 1, "encoders": 4, "reuse": 0.25, "pruning": 1}
 
 
 WALL = st.floats(1, 1000)

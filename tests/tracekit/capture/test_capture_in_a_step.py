@@ -47,11 +47,14 @@ def test_the_reference_policy_acts_the_same_with_capture(reference_policy, obser
     np.testing.assert_array_equal(plain.samples, captured.samples)
 
 
-def literal_pass(policy, observation, draws, sample, step, kept=None):
-    """Eager maps of pass `step`, over the rows that `kept` (N_visual,) leaves; and the positions of those rows."""
+def literal_pass(policy, observation, draws, sample, step, kept=None, encoded=None):
+    """Eager maps of pass `step` over the rows that `kept` (N_visual,) leaves; the positions of those rows; the layout.
+
+    `encoded`: the pass whose FPS starts are used, where it is another one.
+    """
     with torch.inference_mode():
         tokens = policy.tokenize(observation)
-        prefix = policy.embed_prefix(tokens, tuple(map(int, draws.fps_starts[step])))
+        prefix = policy.embed_prefix(tokens, tuple(map(int, draws.fps_starts[step if encoded is None else encoded])))
         rows = torch.cat([prefix.rows, policy.embed_tail(torch.from_numpy(sample), step)])
     mask = np.ones(tokens.layout.length, bool)
     if kept is not None:
@@ -78,15 +81,16 @@ def test_observables_of_pass_0_are_those_of_an_eager_forward(small_policy, obser
     np.testing.assert_array_equal(seen.patch, prefix.alignment.patch)
 
 
+@pytest.mark.parametrize("reuse", ["none", "prefix_kv"])
 @pytest.mark.parametrize("kind", ["none", "naive"])
-def test_action_rows_of_later_passes_are_head_means_of_an_eager_forward(small_policy, observations, kind):
-    (result,) = run(small_policy, make_config(kind), observations[:1], CAPTURE)
+def test_action_rows_of_later_passes_are_head_means_of_an_eager_forward(small_policy, observations, kind, reuse):
+    (result,) = run(small_policy, make_config(kind, reuse), observations[:1], CAPTURE)
     draws = make_draws(small_policy, observations[0])
     assert result.action_rows.shape == (2, 2, 512)
     for step in range(1, small_policy.passes):
         kept = result.kept[step]
         eager, positions, layout = literal_pass(
-            small_policy, observations[0], draws, result.samples[step - 1], step, kept
+            small_policy, observations[0], draws, result.samples[step - 1], step, kept, None if reuse == "none" else 0
         )
         index = {position: row for row, position in enumerate(positions)}
         rows = [index[p] for p in layout.group_positions("action")]
