@@ -144,4 +144,4 @@ def _ordered(groups: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _numpy(values: Tensor | None) -> Any:
-    return None if values is None else values.numpy()
+    return None if values is None else values.float().numpy()
