@@ -73,15 +73,15 @@ class Controller:
             clock = StageClock(self.policy.passes, pack_payload(*self._index, self._step + 1))
             with clock.stage("encode"):
                 tokens = self.policy.tokenize(observation)
-            self._step += 1
-            draws = draws or draw(self.policy, tokens, self._episode_uid, self._step)
+            number = self._step + 1
+            draws = draws or draw(self.policy, tokens, self._episode_uid, number)
             pruner_seed = int(getattr(self.config.pruner, "seed", 0))
             result = control_step(
                 self.policy,
                 tokens,
                 self.config,
                 draws,
-                DecisionKey(pruner_seed, self._episode_uid, self._step),
+                DecisionKey(pruner_seed, self._episode_uid, number),
                 self.memory,
                 clock=clock,
                 options=self.options,
@@ -94,7 +94,7 @@ class Controller:
                 ),
             )
         self._moved_m = translation_m(self.policy.action_spec, result.action, observation.state)
-        self.memory, self.last, self.last_draws = result.memory, result, draws
+        self._step, self.memory, self.last, self.last_draws = number, result.memory, result, draws
         return result
 
     def act(self, observation: Observation) -> npt.NDArray[np.float64]:

@@ -426,8 +426,12 @@ def test_a_step_that_fails_leaves_no_hook_and_no_count(small_policy, observation
         raise PolicyError("no noise today")
 
     monkeypatch.setattr(small_policy, "read_noise", broken, raising=False)
+    controller = Controller(small_policy, make_config("tri_stage"), StepOptions(CaptureSpec.default()))
+    controller.reset(UID)
     with pytest.raises(PolicyError, match="no noise today"):
-        run(small_policy, make_config("tri_stage"), [observation], options=StepOptions(CaptureSpec.default()))
+        controller.step(observation)
+    assert controller.steps == 0  # the step can be taken again
+    assert controller.last is None
 
 
 def test_unusable_observations_are_refused_in_one_line(small_policy, observation):
