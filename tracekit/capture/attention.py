@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from tracekit.capture.calls import all_keys, rotary_of, scale_of, single, visible
 from tracekit.capture.extras import Extras
 from tracekit.capture.plan import CallPlan, plan_of
-from tracekit.capture.rebuilding import LayerRows, TailRows, probabilities, received_later
+from tracekit.capture.rebuilding import LayerRows, TailRows, full_precision, probabilities, received_later
 from tracekit.capture.spec import CaptureSpec, Group, chosen
 from tracekit.capture.structure import attention_modules, final_norm
 from tracekit.capture.transfer import HostCopies
@@ -225,10 +225,11 @@ class AttentionTap:
             start = time.perf_counter_ns()
             call = self._announced()
             query, key = self._q.pop(index), self._k.pop(index)
-            if call.later:
-                self._take_later(call, index, module, kwargs, query, key)
-            else:
-                self._take(call, index, module, kwargs, query, key)
+            with full_precision(key.device):
+                if call.later:
+                    self._take_later(call, index, module, kwargs, query, key)
+                else:
+                    self._take(call, index, module, kwargs, query, key)
             spent = time.perf_counter_ns() - start
             self.hooks_ns[index] += spent
             self.elapsed_ns += spent
@@ -295,7 +296,8 @@ class AttentionTap:
             return
         start = time.perf_counter_ns()
         plan = call.plan
-        attention = probabilities(self._pending, call.wanted_rotary)
+        with full_precision(plan.columns.device):
+            attention = probabilities(self._pending, call.wanted_rotary)
         self.size = (len(self._modules), attention.shape[1])
         layers = [one.layer for one in self._pending]
         self._pending = []
@@ -332,9 +334,10 @@ class AttentionTap:
             raise PolicyError(
                 "a denoise pass went through some layers only; the backbone's calls do not fit its layers"
             )
-        found = received_later(
-            [call.tails for call in self._tails], rotary, plan.bias[..., plan.held :], plan.columns, action
-        )
+        with full_precision(plan.columns.device):
+            found = received_later(
+                [call.tails for call in self._tails], rotary, plan.bias[..., plan.held :], plan.columns, action
+            )
         self._later_rows.append(self._placed(found, plan, columns_taken=True))
         self._tails.clear()
         self.reduction_ns += time.perf_counter_ns() - start

@@ -7,6 +7,7 @@ because on small models it is the number of calls that costs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tracekit.capture.calls import apply_rotary
 
-__all__ = ["LayerRows", "TailRows", "probabilities", "received_later"]
+__all__ = ["LayerRows", "TailRows", "full_precision", "probabilities", "received_later"]
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -43,6 +44,13 @@ class TailRows:
     held: Tensor
     own: Tensor
     scale: float
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps autocast, which the observed model may run under, away from the arithmetic of rebuilt rows."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def probabilities(layers: Sequence[LayerRows], rotary: Rotary) -> Tensor:
