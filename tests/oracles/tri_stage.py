@@ -16,9 +16,9 @@ INDICATORS = ("m_2d_s1", "m_3d_s1", "m_2d_s2", "m_3d_s2", "cluster_score")
 
 
 def grains(values):
-    """The values as whole numbers of 2⁻⁵⁰ of the smallest power of two above the largest, and that unit."""
+    """The values as whole numbers of a unit, and the unit: 2⁻⁵⁰ of the power of two above the largest, or 2⁻¹⁰⁰⁰."""
     largest = max(values)
-    exponent = BITS - math.frexp(largest)[1] if largest > 0 else 0
+    exponent = min(BITS - math.frexp(largest)[1], 1000) if largest > 0 else 0
     return [int(Fraction(value) * Fraction(2) ** exponent) for value in values], Fraction(1, 2) ** exponent
 
 
