@@ -210,11 +210,20 @@ def test_the_command_works_in_a_process_of_its_own(small_trace, tmp_path, config
     policy = tmp_path / "policy"
     save_policy(make_policy(), policy)
     command = [sys.executable, "-c", "from tracekit.cli import main; main()"]
-    options = ["--config", str(configs["tri"]), "--policy", str(policy), "--episodes", EPISODE, "--no-timing", "--json"]
+    options = [
+        "--config",
+        str(configs["half"]),
+        "--policy",
+        str(policy),
+        "--episodes",
+        EPISODE,
+        "--no-timing",
+        "--json",
+    ]
     done = subprocess.run([*command, "replay", str(small_trace), *options], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     (row,) = json.loads(done.stdout)["configurations"]
-    here = Replay(small_trace, episodes=[EPISODE]).run(configs["tri"]).to_json()["configurations"][0]
+    here = Replay(small_trace, episodes=[EPISODE]).run(configs["half"]).to_json()["configurations"][0]
     assert row["actions_digest"] == here["actions_digest"]
     assert row["decisions_digest"] == here["decisions_digest"]
     missing = subprocess.run([*command, "info", str(tmp_path / "nowhere")], capture_output=True, text=True, check=False)
