@@ -4,6 +4,7 @@ Inputs are lists with one number per patch. Where the method adds numbers up, it
 unit, and from there on everything is exact (`Fraction`, brute force over all cuts).
 """
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -101,6 +102,11 @@ def stage1(memory, config, has_points, tau_2d, tau_3d):
 
 
 def clusters(values, k=3):
+    return best_partition(tuple(values), k)
+
+
+@functools.lru_cache(maxsize=64)
+def best_partition(values, k):
     """Rank of each value's cluster (0 the lowest) and their number: best of all partitions, with the lowest cuts."""
     integers, _ = grains(values)
     distinct = sorted(set(integers))
