@@ -6,11 +6,12 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tracekit.errors import ConfigError
 
-__all__ = ["build", "nearest", "plain"]
+__all__ = ["build", "hints_of", "nearest", "plain"]
 
 T = TypeVar("T")
 
@@ -25,12 +26,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The resolved annotations of `cls`; resolving them again for every value would cost more than all the rest."""
+    return get_type_hints(cls)
+
+
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """An instance of the frozen dataclass `cls` from `table`; `where` is the dotted path for messages.
 
     Raises ConfigError for an unknown key or a value of the wrong type. Ranges are checked by the class itself.
     """
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every caller passes a dataclass
     for key in table:
         if key not in fields:

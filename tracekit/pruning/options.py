@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
+from tracekit._fields import hints_of
 from tracekit.errors import ConfigError
 
 __all__ = ["check_choices", "check_range", "kept_count"]
@@ -12,7 +13,7 @@ __all__ = ["check_choices", "check_range", "kept_count"]
 
 def check_choices(config: Any) -> None:
     """Refuse a value of a `Literal` field of the dataclass `config` that is not among its choices."""
-    hints = get_type_hints(type(config))
+    hints = hints_of(type(config))
     for field in fields(config):
         choices = get_args(hints[field.name])
         if get_origin(hints[field.name]) is Literal and getattr(config, field.name) not in choices:
