@@ -26,10 +26,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
-@cache
+_hints = cache(get_type_hints)
+
+
 def hints_of(cls: type) -> dict[str, Any]:
-    """The resolved annotations of `cls`; resolving them again for every value would cost more than all the rest."""
-    return get_type_hints(cls)
+    """The resolved annotations of `cls`; to resolve them for every value would cost more than all the rest."""
+    return _hints(cls)  # type: ignore[arg-type]  # every class is hashable
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
