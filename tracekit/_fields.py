@@ -31,7 +31,7 @@ _hints = cache(get_type_hints)
 
 def hints_of(cls: type) -> dict[str, Any]:
     """The resolved annotations of `cls`; to resolve them for every value would cost more than all the rest."""
-    return _hints(cls)  # type: ignore[arg-type]  # every class is hashable
+    return _hints(cls)
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
