@@ -186,7 +186,7 @@ def reference() -> MLAConfig:
         action=_reference_range((-0.15,) * 3, (0.15,) * 3),
         image_width=64,
         point_width=24,
-        point_neighbours=16,
+        point_neighbours=8,
         image_position=True,
         max_text=48,
     )

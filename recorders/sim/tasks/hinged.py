@@ -11,7 +11,7 @@ import numpy as np
 
 from recorders.sim.geometry import Vector, frame_from, heading, quaternion_z
 from recorders.sim.palette import draw_colours, shade
-from recorders.sim.tasks.base import Disc, ToolPose, draw_opposite_azimuths
+from recorders.sim.tasks.base import WIDEST_AZIMUTH, Disc, ToolPose, draw_opposite_azimuths
 from recorders.sim.world import World
 
 __all__ = ["BOX", "FRIDGE", "LAPTOP", "HingedKind", "HingedScenario", "draw_hinged"]
@@ -129,26 +129,35 @@ class _Placed(NamedTuple):
         return f"{self.name}_panel"
 
 
-def draw_hinged(kind: HingedKind, rng: np.random.Generator) -> HingedScenario:
-    """Target and twin of one size on different sides: radius ± 3 cm, yaw ± 20 degrees, any opening of the kind."""
+def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = False) -> HingedScenario:
+    """Target and twin of one size on different sides: radius ± 3 cm, yaw ± 20 degrees, any opening of the kind.
+
+    `narrow`: the target always stands on the left, and a door's hinge too, x ± 2 cm, y ± 6 cm, yaw ± 14 degrees about
+    one place: scenes that need no eyes, to show that a policy without them can learn.
+    """
     size = float(rng.uniform(0.93, 1.07))
     colours = draw_colours(rng, 2)
+    if narrow:
+        usual = 0.5 * (max(kind.nearest, 0.5 * kind.apart) + WIDEST_AZIMUTH)
+        places = (_near(side * usual, kind.distance, rng) for side in (1.0, -1.0))
+    else:
+        places = (
+            (azimuth, kind.distance + float(rng.uniform(-0.03, 0.03)), azimuth + float(rng.uniform(-0.35, 0.35)))
+            for azimuth in draw_opposite_azimuths(rng, kind.apart, kind.nearest)
+        )
     placed = [
-        _Placed(
-            name=name,
-            azimuth=azimuth,
-            distance=kind.distance + float(rng.uniform(-0.03, 0.03)),
-            yaw=azimuth + float(rng.uniform(-0.35, 0.35)),
-            opening=float(rng.uniform(*kind.openings)),
-            colour=colour,
-        )
-        for name, azimuth, colour in zip(
-            ("target", "other_twin"), draw_opposite_azimuths(rng, kind.apart, kind.nearest), colours, strict=True
-        )
+        _Placed(name, *place, opening=float(rng.uniform(*kind.openings)), colour=colour)
+        for name, place, colour in zip(("target", "other_twin"), places, colours, strict=True)
     ]
     sentence = kind.sentences[int(rng.integers(len(kind.sentences)))]
-    hand = 1.0 if rng.random() < 0.5 else -1.0
+    hand = 1.0 if narrow or rng.random() < 0.5 else -1.0
     return HingedScenario(kind, size, hand, placed[0], placed[1], sentence.format(colours[0]))
+
+
+def _near(azimuth: float, distance: float, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Azimuth, distance and yaw near an object's usual place, which it faces from the base."""
+    x, y, _ = distance * heading(azimuth) + rng.uniform((-0.02, -0.06, 0.0), (0.02, 0.06, 0.0))
+    return math.atan2(y, x), math.hypot(x, y), azimuth + float(rng.uniform(-0.245, 0.245))
 
 
 @dataclass(frozen=True, slots=True)

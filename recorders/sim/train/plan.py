@@ -14,7 +14,7 @@ __all__ = ["KEPT_TOKENS", "TrainingPlan"]
 
 KEPT_TOKENS = 96
 """Tokens of each modality that are kept, at random, in every step of the first half of a run: it costs a third. The
-second half sees all of them, so that the policy is not hardened against pruning."""
+second half, and a run that goes on from a policy, sees all of them, so that none is hardened against pruning."""
 
 _HELD_OUT = 12
 
@@ -63,7 +63,12 @@ class TrainingPlan:
         """Tokens of a modality with `available` tokens that step `step` (0-based) sees."""
         if self.blind:
             return 0
-        return min(KEPT_TOKENS, available) if step < self.steps // 2 else available
+        return min(KEPT_TOKENS, available) if step < self.thinned_steps else available
+
+    @property
+    def thinned_steps(self) -> int:
+        """Steps, from the first on, that see thinned tokens."""
+        return 0 if self.blind or self.resumed_from is not None else self.steps // 2
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -10,6 +10,7 @@ import pytest
 from recorders.sim import TASKS, Environment, Expert, expert_success
 from recorders.sim.palette import PALETTE
 from recorders.sim.sensor import SegmentationClass
+from recorders.sim.tasks import NARROW_TASKS
 from recorders.sim.tasks.base import WIDEST_AZIMUTH
 from tracekit.errors import ConfigError
 
@@ -107,6 +108,27 @@ def test_objects_stand_on_both_sides_in_the_sector_and_inside_the_picture(task):
     assert 70 <= left <= 130
     assert np.abs(azimuths).max() <= WIDEST_AZIMUTH
     assert np.ptp(azimuths) > 1.5
+
+
+@pytest.mark.parametrize("task", NARROW_TASKS)
+def test_narrow_scenes_need_no_eyes(task):
+    environment = Environment(task, sensor=False)
+    places, yaws, sizes = [], [], set()
+    for seed in range(200):
+        environment.reset(seed)
+        world = environment.world
+        places.append(world.position(TARGET)[:2])
+        x_axis = world.rotation(TARGET)[:, 0]
+        yaws.append(np.arctan2(x_axis[1], x_axis[0]))
+        sizes.add(environment.scenario.size)
+    spread = np.ptp(places, axis=0)
+    assert np.all(spread <= (0.04, 0.12))
+    assert np.all(spread > (0.035, 0.11))
+    assert 0.45 < np.ptp(yaws) <= 0.49
+    assert np.all(np.array(places)[:, 1] > 0)
+    assert len(sizes) == 200
+    assert task not in TASKS
+    assert expert_success(task, range(20)) == 1.0
 
 
 def overlapping(first, second):
