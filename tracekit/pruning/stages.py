@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from tracekit.philox import Modality, Purpose, philox_rounds
 from tracekit.pruning._compile import compiled
-from tracekit.pruning.arrays import Memory, Outcome, Rule
+from tracekit.pruning.arrays import Held, Outcome, Rule, Sets
 from tracekit.pruning.fixed_point import fixed, unit_scale, unscale
 from tracekit.pruning.kmeans import partition
 
-__all__ = ["background", "background_draws", "fuse", "stage1", "stage2"]
+__all__ = ["background", "background_draws", "cluster", "fuse", "stage1", "stage2"]
 
 TAU_2D, TAU_3D, CLUSTER, MU_2D, MU_3D, OBJECT_2D, OBJECT_3D, DRAW = range(8)
 NOTHING, ONLY_2D, ONLY_3D, BOTH = 0, 1, 2, 3
@@ -39,7 +39,7 @@ def background_draws(seed: np.uint64, episode_uid: np.uint64, step: int, draws: 
 
 
 @compiled
-def stage1(rule: Rule, memory: Memory, tau_2d: float, tau_3d: float, out: Outcome) -> None:
+def stage1(rule: Rule, held: Held, tau_2d: float, tau_3d: float, out: Outcome) -> None:
     """S1 per patch: {2D} if M̂_3D^S1 < τ_2D, {3D} if it is > τ_3D, else both; {2D} for a policy without points."""
     for patch in range(out.s1.size):
         if not rule.has_points:
@@ -48,7 +48,7 @@ def stage1(rule: Rule, memory: Memory, tau_2d: float, tau_3d: float, out: Outcom
         out.s1[patch] = BOTH
         if not rule.s1:
             continue
-        saliency = memory.smoothed[1, patch]
+        saliency = held.smoothed[1, patch]
         out.margins[TAU_2D, patch] = saliency - tau_2d
         out.margins[TAU_3D, patch] = saliency - tau_3d
         if saliency < tau_2d:
@@ -58,15 +58,26 @@ def stage1(rule: Rule, memory: Memory, tau_2d: float, tau_3d: float, out: Outcom
 
 
 @compiled
-def stage2(rule: Rule, memory: Memory, draws: npt.NDArray[np.float64], out: Outcome) -> None:
-    """S2 per patch: cluster into object, robot and background, then each set's own rule. {2D, 3D} where S2 is off."""
+def cluster(rule: Rule, held: Held, sets: Sets) -> None:
+    """Exact 1-D k-means (K = 3) of the cluster scores into `sets`; where S2 is off nothing is clustered."""
+    if not rule.s2:
+        return
+    scores = np.empty(sets.ranks.size)
+    for patch in range(scores.size):
+        scores[patch] = _score(rule, held, patch)
+    sets.found[0] = partition(scores, 3, sets.ranks, sets.centroids)
+
+
+@compiled
+def stage2(rule: Rule, held: Held, sets: Sets, draws: npt.NDArray[np.float64], out: Outcome) -> None:
+    """S2 per patch: the clusters become object, robot and background, then each has its own rule; all if S2 is off."""
     if not rule.s2:
         for patch in range(out.s2.size):
             out.s2[patch] = BOTH
         return
-    _cluster(rule, memory, out)
-    _robot(rule, memory, out)
-    _object(rule, memory, out)
+    _name(rule, held, sets, out)
+    _robot(rule, held, out)
+    _object(rule, held, out)
     background(rule, draws, rule.background_rate, out)
 
 
@@ -87,36 +98,38 @@ def fuse(rule: Rule, out: Outcome) -> None:
 
 
 @compiled
-def _cluster(rule: Rule, memory: Memory, out: Outcome) -> None:
-    """Exact 1-D k-means (K = 3); the margin is the distance to the nearest cut, half-way between two centroids."""
-    scores = np.empty(out.cluster.size)
-    for patch in range(scores.size):
-        scores[patch] = memory.attention[0, patch]
-        if rule.smoothed_clusters:
-            scores[patch] = memory.smoothed[4, patch]
-        elif not rule.separate:
-            scores[patch] += memory.attention[1, patch]
-    centroids = np.empty(3)
-    count = partition(scores, 3, out.cluster, centroids)
-    for patch in range(scores.size):
-        nearest = np.nan
+def _score(rule: Rule, held: Held, patch: int) -> float:
+    """What a patch is clustered by."""
+    if rule.smoothed_clusters:
+        return float(held.smoothed[4, patch])
+    if rule.separate:
+        return float(held.attention[0, patch])
+    return float(held.attention[0, patch] + held.attention[1, patch])
+
+
+@compiled
+def _name(rule: Rule, held: Held, sets: Sets, out: Outcome) -> None:
+    """Name clusters from the top; the margin is the distance to the nearest cut, half-way between two centroids."""
+    count = sets.found[0]
+    for patch in range(out.cluster.size):
+        score, nearest = _score(rule, held, patch), np.nan
         for index in range(count - 1):
-            distance = scores[patch] - 0.5 * (centroids[index] + centroids[index + 1])
+            distance = score - 0.5 * (sets.centroids[index] + sets.centroids[index + 1])
             if index == 0 or abs(distance) < abs(nearest):
                 nearest = distance
         out.margins[CLUSTER, patch] = nearest
-        from_top = count - 1 - out.cluster[patch]
+        from_top = count - 1 - sets.ranks[patch]
         out.cluster[patch] = BACKGROUND + from_top if rule.inverse else OBJECT - from_top
 
 
 @compiled
-def _robot(rule: Rule, memory: Memory, out: Outcome) -> None:
+def _robot(rule: Rule, held: Held, out: Outcome) -> None:
     """{2D, 3D} if M̂_3D^S2 > μ_3D; else {2D} if M̂_2D^S2 > μ_2D; else nothing. Means and tests in fixed point."""
-    set_2d, set_3d = memory.smoothed[2], memory.smoothed[3]
+    set_2d, set_3d = held.smoothed[2], held.smoothed[3]
     scale_2d, scale_3d = unit_scale(set_2d), unit_scale(set_3d)
     sum_2d, sum_3d, size = 0, 0, 0
     for patch in range(out.s2.size):
-        counted = rule.baseline == ALL_PATCHES or not rule.has_points or memory.points[patch] > 0
+        counted = rule.baseline == ALL_PATCHES or not rule.has_points or held.points[patch] > 0
         if counted and (rule.baseline != PER_SET or out.cluster[patch] == ROBOT):
             sum_2d += fixed(set_2d[patch], scale_2d)
             sum_3d += fixed(set_3d[patch], scale_3d)
@@ -137,18 +150,18 @@ def _robot(rule: Rule, memory: Memory, out: Outcome) -> None:
 
 
 @compiled
-def _object(rule: Rule, memory: Memory, out: Outcome) -> None:
+def _object(rule: Rule, held: Held, out: Outcome) -> None:
     """{2D} where 2D carries nearly everything and 3D adds nearly nothing, else both."""
     at_least, at_most = rule.object_2d_min, rule.object_3d_max
     if rule.quantiles:
-        at_least = _quantile(memory.smoothed[2], out.cluster, 0.9)
-        at_most = _quantile(memory.smoothed[3], out.cluster, 0.1)
+        at_least = _quantile(held.smoothed[2], out.cluster, 0.9)
+        at_most = _quantile(held.smoothed[3], out.cluster, 0.1)
     for patch in range(out.s2.size):
         if out.cluster[patch] != OBJECT:
             continue
         out.s2[patch] = BOTH if rule.has_points else ONLY_2D
         if rule.has_points:
-            above, below = memory.smoothed[2, patch] - at_least, memory.smoothed[3, patch] - at_most
+            above, below = held.smoothed[2, patch] - at_least, held.smoothed[3, patch] - at_most
             out.margins[OBJECT_2D, patch], out.margins[OBJECT_3D, patch] = above, below
             if above >= 0 and below <= 0:
                 out.s2[patch] = ONLY_2D

@@ -18,14 +18,14 @@ def smooth(
     memory: Memory,
     seen: Seen,
     observed: npt.NDArray[np.bool_],
-    unsmoothed: npt.NDArray[np.bool_],
-    smoothed: npt.NDArray[np.float64],
+    moving: npt.NDArray[np.bool_],
 ) -> None:
-    """Take the scores of one step into `memory`, in place, and copy X̂ into `smoothed` (5, N).
+    """Take the scores of one step into `memory`, in place.
 
     With n the patch's updates so far, this one included (n = t where every patch is observed at every step):
     X̂₁ = X₁; X̂ₙ = ((n-1)/n)·X̂ₙ₋₁ + (1/n)·Xₙ for n < k (Eq. 8); X̂ₙ = β·X̂ₙ₋₁ + (1-β)·Xₙ from n = k on (Eq. 7, 9).
-    Patches outside `observed` (N,) hold everything. `unsmoothed` (N,) marks patches whose X̂ is X (a moving camera).
+    Patches outside `observed` (N,) hold everything. `moving` (N,) marks patches of a moving camera, whose X̂ is X unless
+    the rule smooths them too.
     Where a patch is not observed, the forward pass lacked tokens, which raises the attention shares of the rest: the α
     norms of the observed patches are then multiplied by Σ of their held values ÷ Σ of their new ones. Ratios are formed
     before, as a common factor does not change them.
@@ -40,10 +40,11 @@ def smooth(
         memory.points[patch] = seen.points[patch]
         memory.updates[patch] += 1
         _indicators(rule, memory, seen, patch, raw)
+        still = moving[patch] and not rule.smooth_moving
         n = memory.updates[patch]
         for index in range(5):
             x = raw[index]
-            if n == 1 or not rule.s3 or unsmoothed[patch]:
+            if n == 1 or not rule.s3 or still:
                 memory.smoothed[index, patch] = x
             elif rule.window_mean:
                 continue
@@ -52,10 +53,7 @@ def smooth(
             else:
                 memory.smoothed[index, patch] = rule.beta * memory.smoothed[index, patch] + (1 - rule.beta) * x
         if rule.window_mean and rule.s3:
-            _window_mean(rule, memory, patch, raw, unsmoothed[patch])
-    for index in range(5):
-        for patch in range(observed.size):
-            smoothed[index, patch] = memory.smoothed[index, patch]
+            _window_mean(rule, memory, patch, raw, still)
 
 
 @compiled
@@ -79,12 +77,12 @@ def _indicators(rule: Rule, memory: Memory, seen: Seen, patch: int, raw: npt.NDA
 
 
 @compiled
-def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.float64], unsmoothed: bool) -> None:
+def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.float64], still: bool) -> None:
     """The mean of the last k values instead of Eq. 8 and 9, added from the oldest to the newest."""
     n = memory.updates[patch]
     for index in range(5):
         memory.window[(n - 1) % rule.k, index, patch] = raw[index]
-    if unsmoothed:
+    if still:
         return
     length = min(n, rule.k)
     for index in range(5):

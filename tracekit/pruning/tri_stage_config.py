@@ -11,7 +11,7 @@ from tracekit.pruning.fixed_point import MAX_TERMS
 from tracekit.pruning.options import check_choices, check_range
 from tracekit.pruning.scores import Reduction
 
-__all__ = ["TriStageConfig", "check_shape"]
+__all__ = ["TriStageConfig", "check_shape", "counts_tokens", "is_pruned"]
 
 Stage = Literal["s1", "s2", "s3"]
 
@@ -89,6 +89,16 @@ class TriStageConfig:
         check_range(self, "object_2d_min", 0, 1, "a share of the attention (M_2D of stage 2)")
         check_range(self, "object_3d_max", 0, 1, "a share of the attention (M_3D of stage 2)")
         check_range(self, "background_rate", 0, 1, "a probability")
+
+
+def counts_tokens(config: TriStageConfig) -> bool:
+    """Whether Mask_3D is over point tokens by their index, which takes pinned FPS; elsewhere points follow patches."""
+    return config.reduction.correspondence == "index" or config.budget == "hard_topk"
+
+
+def is_pruned(config: TriStageConfig, step: int) -> bool:
+    """Whether the rule prunes at control step `step` (1-based); before `prune_from` stage 3 starts cold."""
+    return step >= (config.prune_from if "s3" in config.stages else 1)
 
 
 _NEEDS_POINTS = (

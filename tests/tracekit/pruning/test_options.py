@@ -135,7 +135,7 @@ def test_background_rates_0_and_1_and_the_stratified_count():
 def test_of_equal_draws_the_stratified_count_takes_the_lower_indices(rate):
     shape = Shape(10, 10)
     draws = np.array([0.5, 0.25, 0.5, 0.5, 0.0, 0.5, 0.75, 0.5, 0.25, 0.5])
-    out = new_outcome(10)
+    out = new_outcome((), 10, 10)
     out.cluster[:], out.cluster[3] = BACKGROUND, ROBOT
     background(rule_of(TriStageConfig(draw="stratified"), shape), draws, rate, out)
     order = [patch for patch in np.argsort(draws, kind="stable") if patch != 3]
