@@ -11,9 +11,10 @@ from tracekit.pruning.budget import hard_budget, soft_budget
 from tracekit.pruning.stages import background_draws, cluster, fuse, stage1, stage2
 from tracekit.pruning.temporal import smooth
 
-__all__ = ["COMBINED", "SEPARATE", "SMOOTHED", "Plan", "conclude", "decide_all", "decide_steps", "draw_steps"]
+__all__ = ["CLUSTERINGS", "Plan", "conclude", "decide_all", "decide_steps", "draw_steps"]
 
-COMBINED, SEPARATE, SMOOTHED = 0, 1, 2
+CLUSTERINGS = 3
+COMBINED, SEPARATE, SMOOTHED = range(CLUSTERINGS)
 """Places of an episode's clusterings: by scores as they are, ‖α_2D‖₁ + ‖α_3D‖₁ or ‖α_2D‖₁, and by smoothed ones."""
 
 Mask = npt.NDArray[np.bool_]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.errors import ConfigError, TraceError
-from tracekit.pruning.along import SMOOTHED, decide_all, draw_steps
+from tracekit.pruning.along import CLUSTERINGS, decide_all, draw_steps
 from tracekit.pruning.answer import decision_of
 from tracekit.pruning.arrays import INDICATORS, Held, Outcome, new_outcome, new_sets
 from tracekit.pruning.base import Decision, Shape
@@ -122,7 +122,7 @@ def decide_grid(
             np.empty((steps, 2, shape.n_2d)),
             np.empty((steps, shape.n_2d), np.int32),
         ),
-        new_sets(SMOOTHED + 1, steps, shape.n_2d),
+        new_sets(CLUSTERINGS, steps, shape.n_2d),
         out,
     )
     return DecisionGrid(
