@@ -36,14 +36,22 @@ def probabilities(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def eager_forward(backbone: Backbone, rows: Tensor, positions: Tensor, keys: Tensor | None = None) -> Eager:
-    """`rows` (n, D) at `positions` (n,) through the decoder; `keys` (n,) bool: rows that others may look at."""
+def eager_forward(
+    backbone: Backbone, rows: Tensor, positions: Tensor, keys: Tensor | None = None, *, behind: int = -1, first: int = 0
+) -> Eager:
+    """`rows` (n, D) at `positions` (n,) through the decoder; `keys` (n,) bool: rows that others may look at.
+
+    `behind`: the last layer that still sees all rows. `first`: the rows before this one see all rows in every layer.
+    """
     count, size = len(rows), backbone.head_dim
-    visible = torch.ones(count, count, dtype=torch.bool).tril()
+    causal = torch.ones(count, count, dtype=torch.bool).tril()
+    cut = causal.clone()
     if keys is not None:
-        visible &= keys | torch.eye(count, dtype=torch.bool)  # a row always sees itself, so that none sees nothing
+        cut &= keys | torch.eye(count, dtype=torch.bool)  # a row always sees itself, so that none sees nothing
+        cut[:first] = causal[:first]
     maps = []
-    for layer in backbone.layers:
+    for index, layer in enumerate(backbone.layers):
+        visible = causal if index <= behind else cut
         x, own = layer.input_layernorm(rows), layer.self_attn
         query, key, value = (
             project(x).view(count, -1, size).transpose(0, 1) for project in (own.q_proj, own.k_proj, own.v_proj)

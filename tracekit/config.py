@@ -21,7 +21,7 @@ from tracekit.pruning import PRUNERS, NoneConfig, Pruner
 
 __all__ = ["Configuration", "ExecutionConfig", "ObserveConfig", "ReuseConfig", "load_config", "preset_names"]
 
-ReuseKind = Literal["none", "encoders", "prefix_kv"]
+ReuseKind = Literal["none", "encoders", "prefix_kv", "mask", "skip_frame"]
 
 LONGEST_NAME = 100
 
@@ -34,6 +34,7 @@ class ObserveConfig:
     mask of a step comes from what pass 0 of the step before showed, so that all passes are pruned; every
     `refresh_every`-th step, the first among them, runs unpruned. `feedback`: what a lagged pruner is shown, its `own`
     pruned pass (what a live run does) or the `recorded` unpruned one (an approximation, in replays only).
+    `refresh_every` also says how long `reuse.kind = "mask"` keeps a mask.
     """
 
     mode: Literal["current", "lagged"] = "current"
@@ -43,8 +44,8 @@ class ObserveConfig:
     def __post_init__(self) -> None:
         if self.refresh_every < 1:
             raise ConfigError(f"observe.refresh_every = {self.refresh_every}: must be at least 1")
-        if self.mode == "current" and (self.feedback, self.refresh_every) != ("own", 7):
-            raise ConfigError('observe.feedback and observe.refresh_every are read by observe.mode = "lagged" only')
+        if self.mode == "current" and self.feedback != "own":
+            raise ConfigError('observe.feedback is read by observe.mode = "lagged" only; remove it')
 
     def refreshes(self, step: int) -> bool:
         """Whether control step `step` (1-based) runs unpruned whatever was decided: the first, and every so many."""
@@ -53,19 +54,26 @@ class ObserveConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReuseConfig:
-    """What is computed once per control step instead of once per denoise pass; the same axis for every pruner.
+    """What is computed less often than the release computes it; the same axis for every pruner.
 
-    `none`: encoders and the whole sequence in every pass (as the release runs). `encoders`: encoders once.
-    `prefix_kv`: keys and values of the prefix once, then only the tail. The last two need `fps = pinned`: every pass
-    sees the point tokens of pass 0. `kv = reprefill`: after an unpruned pass 0 the kept rows are prefilled anew.
+    `none`: encoders and the whole sequence in every pass (as the release runs). `encoders`: encoders once per control
+    step. `prefix_kv`: keys and values of the prefix once per control step, then only the tail. These two need
+    `fps = pinned`: every pass sees the point tokens of pass 0. `mask`: a mask stays for `observe.refresh_every` steps:
+    it is decided at steps 2, 2 + refresh_every, …, and nothing is observed in between. `skip_frame`: every second
+    action is the one before, repeated without a forward pass.
+
+    `kv`: what `prefix_kv` does after an unpruned pass 0: `reprefill` computes the kept rows anew, `drop` cuts the
+    others out of the cache (the kept ones have then seen the dropped).
     """
 
     kind: ReuseKind = "none"
     fps: Literal["recorded", "pinned"] = "recorded"
-    kv: Literal["reprefill"] = "reprefill"
+    kv: Literal["reprefill", "drop"] = "reprefill"
 
     def __post_init__(self) -> None:
-        if self.kind != "none" and self.fps != "pinned":
+        if self.kv == "drop" and self.kind != "prefix_kv":
+            raise ConfigError(f'reuse.kv = "drop" cuts rows out of a cache, and reuse.kind = "{self.kind}" keeps none')
+        if self.kind in {"encoders", "prefix_kv"} and self.fps != "pinned":
             raise ConfigError(
                 f'reuse.kind = "{self.kind}" needs reuse.fps = "pinned": with freely drawn FPS starts every denoise '
                 "pass has other point tokens, so nothing computed from them can be reused"
@@ -74,12 +82,18 @@ class ReuseConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionConfig:
-    """How forward passes are computed. `threads`: intra-operation threads, part of any bitwise claim."""
+    """How forward passes are computed.
+
+    `threads`: intra-operation threads, part of any bitwise claim. `mode`: `latency` computes one step at a time, bit
+    for bit as a live run does; `throughput` computes several steps of a replay together, equal to rounding only, and
+    says nothing about latency. `drop`: dropped `rows` leave the computation; as a `mask` they stay, hidden from the
+    others, which saves nothing and is meant for teaching.
+    """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = 2
-    mode: Literal["latency"] = "latency"
-    drop: Literal["rows"] = "rows"
+    mode: Literal["latency", "throughput"] = "latency"
+    drop: Literal["rows", "mask"] = "rows"
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 1024:
@@ -103,12 +117,44 @@ class Configuration:
                 f'pruner {self.kind!r} as configured scores single point tokens and needs reuse.fps = "pinned": '
                 "with freely drawn FPS starts a point token's index means nothing across passes"
             )
+        self._refuse_incompatible()
         reduction = getattr(self.pruner, "reduction", None)
         if reduction is not None and reduction.passes != "first" and self.observe.feedback != "recorded":
             raise ConfigError(
                 f'pruner.reduction.passes = "{reduction.passes}" needs unpruned later passes, and this pruner prunes '
                 'them; use passes = "first", or observe.mode = "lagged" with feedback = "recorded"'
             )
+
+    def _refuse_incompatible(self) -> None:
+        observes = self.method.observes == "forward"
+        if self.reuse.kv == "drop" and (not observes or self.observe.mode != "current"):
+            raise ConfigError(
+                'reuse.kv = "drop" cuts rows out of the cache of an unpruned pass 0, and only a pruner that observes '
+                'it has one, with observe.mode = "current"; use kv = "reprefill"'
+            )
+        if self.reuse.kind == "mask" and self.method.needs_pinned_fps(self.pruner):
+            raise ConfigError(
+                f'reuse.kind = "mask" keeps a mask over several steps, and pruner {self.kind!r} as configured picks '
+                "single point tokens, whose indices mean nothing at another step; use another reuse"
+            )
+        if self.observe.mode == "current" and self.observe.refresh_every != 7 and self.reuse.kind != "mask":
+            raise ConfigError(
+                'observe.refresh_every is read by observe.mode = "lagged" and by reuse.kind = "mask" only; remove it'
+            )
+
+    def refreshes(self, step: int) -> bool:
+        """Whether control step `step` (1-based) runs unpruned whatever was decided.
+
+        A refresh that is due at a step that only repeats an action is made up for at the next.
+        """
+        if self.method.observes != "forward":
+            return False
+        missed = self.reuse.kind == "skip_frame" and step > 1 and self.observe.refreshes(step - 1)
+        return missed or self.observe.refreshes(step)
+
+    def repeats(self, step: int) -> bool:
+        """Whether control step `step` (1-based) repeats the action before it without a forward pass."""
+        return self.reuse.kind == "skip_frame" and step % 2 == 0
 
     @property
     def method(self) -> Pruner:
@@ -122,7 +168,11 @@ class Configuration:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration as plain tables, in the TOML's schema: `from_table` reads it back."""
-        observing = {"observe": plain(self.observe)} if self.method.observes == "forward" else {}
+        observing: dict[str, Any] = {}
+        if self.method.observes == "forward":
+            observing = {"observe": plain(self.observe)}
+        elif self.reuse.kind == "mask":
+            observing = {"observe": {"refresh_every": self.observe.refresh_every}}
         return {
             "name": self.name,
             "pruner": {"kind": self.kind, **plain(self.pruner)},
@@ -154,9 +204,12 @@ class Configuration:
             what = "pruner.kind is missing" if kind is None else f"pruner.kind = {kind!r}: no such pruner"
             raise ConfigError(f"{what}; {nearest('' if kind is None else str(kind), PRUNERS)}")
         method = PRUNERS[kind]
-        if method.observes != "forward" and "observe" in table:
+        reuse = build(ReuseConfig, table.get("reuse", {}), "reuse")
+        read = {"refresh_every"} if reuse.kind == "mask" else set()
+        stray = "observe" in table and (not read or not set(table["observe"]) <= read)
+        if method.observes != "forward" and stray:
             raise ConfigError(
-                f"[observe] has no meaning for pruner {kind!r}, which looks at no forward pass; remove it"
+                f"[observe] has no meaning for pruner {kind!r}, which chooses no forward pass to look at; remove it"
             )
         name = table.get("name", kind)
         if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= LONGEST_NAME:
@@ -166,7 +219,7 @@ class Configuration:
             kind=kind,
             pruner=build(method.config, pruner, "pruner"),
             observe=build(ObserveConfig, table.get("observe", {}), "observe"),
-            reuse=build(ReuseConfig, table.get("reuse", {}), "reuse"),
+            reuse=reuse,
             execution=build(ExecutionConfig, table.get("execution", {}), "execution"),
         )
 

@@ -76,13 +76,8 @@ class Prefix:
 class Cache(Protocol):
     """Keys (rotated) and values of every layer for the rows seen so far; made by `Policy.new_cache`."""
 
-    @property
-    def length(self) -> int:
-        """Rows held."""
-        ...
-
-    def truncate(self, length: int) -> None:
-        """Forget all rows from `length` on (a denoise pass leaves the prefix as it was)."""
+    def forget(self, count: int) -> None:
+        """Forget the last `count` rows of every layer (a denoise pass leaves the prefix as it was)."""
         ...
 
     def select(self, rows: Tensor) -> None:
@@ -135,10 +130,23 @@ class Policy(Protocol):
         """An empty cache with room for `capacity` rows."""
         ...
 
-    def forward(self, rows: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        cache: Cache | None = None,
+        *,
+        visible: Tensor | None = None,
+        blocks: slice | None = None,
+    ) -> Tensor:
         """Final hidden states (n, D) of `rows` (n, D) at RoPE `positions` (n,) int64, causal in row order.
 
         With a cache, `rows` come after the rows it holds and are added to it.
+
+        A policy may leave out the keywords, each of which one option needs. `visible`, for `execution.drop = "mask"`:
+        (n, keys) bool, True where a row may look, instead of plain causality. `blocks`, for pruners that decide inside
+        the network: run only these decoder layers; `rows` are the states before the first of them, and the final norm
+        follows only the last layer.
         """
         ...
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.capture.calls import all_keys, rotary_of, scale_of, single, visible
+from tracekit.capture.calls import all_keys, given_mask, rotary_of, scale_of, single, visible
 from tracekit.capture.extras import Extras
 from tracekit.capture.plan import CallPlan, plan_of
 from tracekit.capture.rebuilding import LayerRows, TailRows, full_precision, probabilities, received_later
@@ -142,7 +142,9 @@ class AttentionTap:
             yield
             start = time.perf_counter_ns()
             self._reduce_pending()
-            if call.tails:
+            if call.tails and call.tails[0].layer and self._tails:
+                self._tails[-1].tails += call.tails
+            elif call.tails:
                 self._tails.append(call)
             self.elapsed_ns += time.perf_counter_ns() - start
         finally:
@@ -260,7 +262,7 @@ class AttentionTap:
             return
         rotary = self._rotary(call, module, kwargs, key)
         keys = all_keys(module, kwargs, key, rotary, plan.keys)
-        if not plan.held or kwargs.get("attention_mask") is not None:
+        if not plan.held or given_mask(kwargs) is not None:
             self._wait(call, index, module, kwargs, query, keys)
             return
         self._bias(call, module, kwargs, plan.wanted)
@@ -285,7 +287,7 @@ class AttentionTap:
         return call.rotary
 
     def _bias(self, call: _Call, module: nn.Module, kwargs: dict[str, Any], rows: Tensor) -> Tensor:
-        if kwargs.get("attention_mask") is None and not kwargs.get("output_attentions") and rows is call.plan.wanted:
+        if given_mask(kwargs) is None and not kwargs.get("output_attentions") and rows is call.plan.wanted:
             return call.plan.bias
         return visible(module, kwargs, rows, call.plan.held, call.plan.keys)
 
@@ -338,7 +340,11 @@ class AttentionTap:
             found = received_later(
                 [call.tails for call in self._tails], rotary, plan.bias[..., plan.held :], plan.columns, action
             )
-        self._later_rows.append(self._placed(found, plan, columns_taken=True))
+        placed = self._placed(found, plan, columns_taken=True)
+        if first.tails[0].layer == 0:
+            self._later_rows.append(placed)
+        else:  # the later layers of a pass whose rows were cut in between
+            self._later_rows[-1] = torch.cat([self._later_rows[-1], placed], dim=1)
         self._tails.clear()
         self.reduction_ns += time.perf_counter_ns() - start
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tracekit.errors import PolicyError
 
-__all__ = ["all_keys", "apply_rotary", "rotary_of", "scale_of", "single", "visible"]
+__all__ = ["all_keys", "apply_rotary", "given_mask", "rotary_of", "scale_of", "single", "visible"]
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -102,6 +102,12 @@ def _cached(module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | None:
     return keys[0]
 
 
+def given_mask(kwargs: Mapping[str, Any]) -> Any:
+    """The mask that a call was given: Hugging Face's `attention_mask`, or the toolkit's `mask`, (rows, keys) bool."""
+    mask = kwargs.get("attention_mask")
+    return kwargs.get("mask") if mask is None else mask
+
+
 def visible(module: nn.Module, kwargs: Mapping[str, Any], rows: Tensor, held: int, count: int) -> Tensor:
     """(1 or heads, r, count) float32 to add to the logits of query `rows` ((r,) indices into the fed rows).
 
@@ -112,7 +118,10 @@ def visible(module: nn.Module, kwargs: Mapping[str, Any], rows: Tensor, held: in
             f"attention {type(module).__name__} was called with output_attentions=True, which some versions run "
             "without the causal mask; switch it off while observing"
         )
-    mask = kwargs.get("attention_mask")
+    mask, own = given_mask(kwargs), kwargs.get("mask")
+    if isinstance(own, Tensor) and own is mask:
+        hidden = ~own[rows]
+        return torch.zeros(hidden.shape, device=own.device).masked_fill_(hidden, float("-inf"))[None]
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[0] == 1:
         given = mask[0, :, rows, :count]
         if given.dtype != torch.bool:

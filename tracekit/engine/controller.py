@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tracekit.config import Configuration
+from tracekit.engine.deciding import FrameMemory, repeated
 from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.observing import from_sensors, translation_m
 from tracekit.engine.result import StepResult
@@ -69,11 +71,16 @@ class Controller:
 
         Raises PolicyError or ConfigError (one line) if observation, policy and configuration do not fit.
         """
+        number, memory = self._step + 1, self.memory
+        clock = StageClock(self.policy.passes, pack_payload(*self._index, number))
+        frames = self.config.reuse.kind == "skip_frame"
+        if frames and memory is not None:
+            if self.config.repeats(number) and memory.last is not None:
+                return self._took(repeated(memory, clock), self.last_draws, observation)
+            memory = memory.memory
         with execution_threads(self.config.execution):
-            clock = StageClock(self.policy.passes, pack_payload(*self._index, self._step + 1))
             with clock.stage("encode"):
                 tokens = self.policy.tokenize(observation)
-            number = self._step + 1
             draws = draws or draw(self.policy, tokens, self._episode_uid, number)
             pruner_seed = int(getattr(self.config.pruner, "seed", 0))
             result = control_step(
@@ -82,7 +89,7 @@ class Controller:
                 self.config,
                 draws,
                 DecisionKey(pruner_seed, self._episode_uid, number),
-                self.memory,
+                memory,
                 clock=clock,
                 options=self.options,
                 recorded=recorded,
@@ -93,8 +100,13 @@ class Controller:
                     self._moved_m if displacement_m is None else displacement_m,
                 ),
             )
+        if frames:
+            result = replace(result, memory=FrameMemory(result.memory, result))
+        return self._took(result, draws, observation)
+
+    def _took(self, result: StepResult, draws: StepDraws | None, observation: Observation) -> StepResult:
         self._moved_m = translation_m(self.policy.action_spec, result.action, observation.state)
-        self._step, self.memory, self.last, self.last_draws = number, result.memory, result, draws
+        self._step, self.memory, self.last, self.last_draws = self._step + 1, result.memory, result, draws
         return result
 
     def act(self, observation: Observation) -> npt.NDArray[np.float64]:

@@ -52,6 +52,8 @@ def needed_capture(config: Configuration) -> CaptureSpec:
     for name in sorted(config.method.requires(config.pruner)):
         if name == "norms":
             asks["norms"] = ("prenorm", "postnorm")
+        elif name == "attention_action" and config.method.observes == "in_network":
+            asks["later_action_rows"] = True  # read when the step is over
         elif name in _TAKEN:
             asks |= _TAKEN[name]
         elif name not in _GIVEN:

@@ -39,7 +39,9 @@ class StepResult:
     `action_rows`: (passes - 1, layers, N_visual) float32 head means of the later passes, where captured. `encoded`: per
     pass that ran the encoders, if asked for. `times_ns`: (stages, passes) int64; `wall_ns`: the whole step. `extras`:
     what else the capture took of pass 0, by name (`tracekit.capture.extras`). `hooks_ns` (layers,), `reduction_ns`: the
-    capture's cost in the hooks of every layer, and in the arithmetic that layers share.
+    capture's cost in the hooks of every layer, and in the arithmetic that layers share. `whole_share`: the share of the
+    decoder blocks that run over all rows before any is dropped (0 where rows are dropped before the first). `repeated`:
+    no pass ran, and everything but the times is that of the step before (`reuse = skip_frame`).
     """
 
     action: npt.NDArray[np.float64]
@@ -58,6 +60,8 @@ class StepResult:
     extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     hooks_ns: npt.NDArray[np.int64] | None = None
     reduction_ns: int = 0
+    whole_share: float = 0.0
+    repeated: bool = False
 
     @property
     def unclipped(self) -> npt.NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tracekit.capture import AttentionTap, CaptureSpec, vocabulary_head
 from tracekit.config import Configuration
-from tracekit.engine.deciding import Decider
+from tracekit.engine.deciding import Decider, Seen, reduced
 from tracekit.engine.draws import StepDraws
+from tracekit.engine.fitting import dropping_of
 from tracekit.engine.forward import CachedForward, FullForward, PassForward
+from tracekit.engine.inside import InsideDecision
 from tracekit.engine.observing import needed_capture, observables_of
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.layout import TokenLayout
@@ -96,32 +98,43 @@ class _Step:
 
     def run(self, memory: Any, recorded: Scores | Observables | None) -> StepResult:
         layout, passes = self.tokens.layout, self.policy.passes
-        decider = Decider(self.policy, self.config, self.key, self.shape, memory, self.clock, recorded)
+        decider = Decider(self.config, self.key, self.shape, memory, recorded, self.clock.stage)
+        dropping = dropping_of(self.policy, self.config)
         kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
-        forward: PassForward = kind(self.policy, layout, self.clock)
+        forward: PassForward = kind(self.policy, layout, self.clock, dropping)
         first = self._encode(0)
-        decision = decider.before(first)
+        decision = decider.before(_patch(first))
         sample = torch.from_numpy(self.draws.noise.copy())
         samples: list[Tensor] = []
         kept: list[npt.NDArray[np.bool_]] = []
         observables: Observables | None = None
         with ExitStack() as tapped:
-            tap = self._tap(decider.watches)
+            tap = self._tap(decider)
             if tap is not None:
                 tapped.enter_context(tap)
             for step in range(passes):
                 prefix = self._encode(step)
-                kept.append(self._kept(decision, prefix, step))
-                noise = forward.predict(step, prefix, kept[-1], sample, tap if step == 0 or self._takes_later else None)
+                watching = tap if step == 0 or self._takes_later else None
+                if step == 0 and dropping.behind is not None:
+                    inside = self._inside(decider, prefix, dropping.behind)
+                    noise = forward.predict(step, prefix, inside.asked, sample, watching)
+                    decision, mask = inside.taken
+                    kept.append(mask)
+                else:
+                    kept.append(self._kept(decision, prefix, step))
+                    noise = forward.predict(step, prefix, kept[-1], sample, watching)
                 with self.clock.stage("denoise", step):
                     sample = self.policy.advance(sample, noise, step)
                 samples.append(sample)
                 if tap is not None and step == 0:
+                    seen: Seen = None
                     with self.clock.stage("observe"):
                         tap.launch()
-                        observables = self._observables(tap, prefix, kept[0]) if decider.watches else None
-                    if observables is not None:
-                        decision = decider.after(observables, prefix, decision, kept[0])
+                        if decider.watches:
+                            observables = self._observables(tap, prefix, kept[0])
+                            seen = reduced(self.config, observables, self.shape)
+                    if decider.watches and decider.mode != "in_network":
+                        decision = decider.after(seen, kept[0], _patch(prefix), decision)
                     tap.follow()
                     if not self._takes_later:
                         tapped.close()
@@ -132,6 +145,8 @@ class _Step:
             with self.clock.stage("observe", passes - 1):
                 later = tap.received_later
                 observables = observables or self._observables(tap, first, kept[0])
+        if decider.mode == "in_network":
+            decider.remember(self._whole(observables, later))
         return StepResult(
             action=action,
             samples=torch.stack(samples).float().cpu().numpy(),
@@ -149,11 +164,13 @@ class _Step:
             extras={} if tap is None else {name: values.numpy() for name, values in tap.extras.items()},
             hooks_ns=None if tap is None else np.array(tap.hooks_ns, np.int64),
             reduction_ns=0 if tap is None else tap.reduction_ns,
+            whole_share=dropping.whole_share,
         )
 
     def _encode(self, step: int) -> Prefix:
         """The prefix of pass `step`: encoded once per pass, or once per step where the encoders' output is reused."""
-        if self.prefix is not None and (self.config.reuse.kind != "none" or self.encoded_pass == step):
+        reused = self.config.reuse.kind in {"encoders", "prefix_kv"}
+        if self.prefix is not None and (reused or self.encoded_pass == step):
             return self.prefix
         self.encoded_pass = step
         pinned = self.config.reuse.fps == "pinned"
@@ -175,29 +192,57 @@ class _Step:
             points = point_mask(decision, prefix.alignment.patch, drawn_as, self.key)
             return np.concatenate([decision.keep_2d, points])
 
+    def _inside(self, decider: Decider, prefix: Prefix, layer: int) -> InsideDecision:
+        def observe(tap: AttentionTap) -> Observables:
+            with self.clock.stage("observe"):
+                return self._observables(tap, prefix, None)
+
+        return InsideDecision(
+            decider,
+            self.policy.backbone,
+            self.tokens.layout,
+            layer,
+            needed_capture(self.config),
+            observe,
+            lambda decision: self._kept(decision, prefix, 0),
+        )
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether a pruner that decides inside the network must be shown the whole step."""
+        method = self.config.method
+        return method.observes == "in_network" and method.initial_state(self.config.pruner, self.shape) is not None
+
     @property
     def _takes_later(self) -> bool:
         recording = self.options.capture
-        return recording is not None and recording.later_action_rows
+        needed = self._remembers and needed_capture(self.config).later_action_rows
+        return needed or (recording is not None and recording.later_action_rows)
 
-    def _tap(self, watched: bool) -> AttentionTap | None:
-        """What the recording and the pruner want to see of this step; None where neither wants anything."""
+    def _tap(self, decider: Decider) -> AttentionTap | None:
+        """What the recording and the pruner want to see of the whole step; None where neither wants anything."""
         spec = self.options.capture
-        if watched:
+        if self._remembers or (decider.watches and decider.mode != "in_network"):
             spec = needed_capture(self.config).merged(spec)
         if spec is None:
             return None
         head = vocabulary_head(self.policy) if "logits" in spec.norms else None
         return AttentionTap(self.policy.backbone, self.tokens.layout, spec.groups, spec, head)
 
-    def _observables(self, tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_]) -> Observables:
+    def _whole(self, observables: Observables | None, later: Tensor | None) -> Observables | None:
+        """The step's observables with what the later passes showed."""
+        if observables is None or later is None:
+            return observables
+        return replace(observables, attention_action=later.numpy())
+
+    def _observables(self, tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_] | None) -> Observables:
         method, rows = self.config.method, None
         if method.reads == "observables" and "embeddings" in method.requires(self.config.pruner):
             visual = torch.from_numpy(self.tokens.layout.visual_positions).to(prefix.rows.device)
             rows = prefix.rows[visual].float().cpu().numpy()
         return observables_of(
             tap,
-            None if prefix.alignment is None else prefix.alignment.patch,
+            _patch(prefix),
             kept=kept,
             centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
             embeddings=rows,
@@ -205,11 +250,15 @@ class _Step:
         )
 
 
+def _patch(prefix: Prefix) -> npt.NDArray[np.int32] | None:
+    return None if prefix.alignment is None else prefix.alignment.patch
+
+
 def _pass_record(prefix: Prefix, *, with_rows: bool) -> PassRecord:
     rows = prefix.rows.float().cpu().contiguous().numpy()
     return PassRecord(
         centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
-        patch=None if prefix.alignment is None else prefix.alignment.patch,
+        patch=_patch(prefix),
         rows=rows if with_rows else None,
         rows_digest=hashlib.sha256(rows.tobytes()).digest(),
     )

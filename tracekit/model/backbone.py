@@ -6,6 +6,8 @@ finds `layers[i].self_attn.{q,k,v,o}_proj` and `norm` by structure.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,17 +67,16 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Rows held."""
+        """Rows held by the first layer."""
         return self.layers[0].length
 
-    def truncate(self, length: int) -> None:
-        """Forget all rows from `length` on."""
-        if not 0 <= length <= self.length:
-            raise PolicyError(
-                f"KV cache: cannot truncate to {length} rows, it holds {self.length}; only forget held rows"
-            )
+    def forget(self, count: int) -> None:
+        """Forget the last `count` rows of every layer."""
+        shortest = min(layer.length for layer in self.layers)
+        if not 0 <= count <= shortest:
+            raise PolicyError(f"KV cache: cannot forget {count} rows, it holds {shortest}; only forget held rows")
         for layer in self.layers:
-            layer.length = length
+            layer.length -= count
 
     def select(self, rows: Tensor) -> None:
         """Keep only `rows` ((n,) int64, ascending indices of held rows)."""
@@ -124,7 +125,7 @@ class Attention(nn.Module):
             value = value.repeat_interleave(self.heads // self.kv_heads, -3)
         rows = query.shape[-2]
         if mask is None and held and rows > 1:
-            mask = torch.ones(rows, held + rows, dtype=torch.bool, device=x.device).tril(held)
+            mask = _causal_over(held, rows, x.device)
         causal = mask is None and held == 0
         mixed = functional.scaled_dot_product_attention(
             _batched(query), _batched(key), _batched(value), attn_mask=mask, is_causal=causal
@@ -135,6 +136,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """(..., n, heads·head_dim) -> (..., heads, n, head_dim)."""
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(-3, -2)
+
+
+@lru_cache(maxsize=16)
+def _causal_over(held: int, rows: int, device: torch.device) -> Tensor:
+    """(rows, held + rows) bool: what rows after `held` cached ones see; kept, as every pass asks for the same."""
+    with torch.inference_mode(False):
+        return torch.ones(rows, held + rows, dtype=torch.bool, device=device).tril(held)
 
 
 def _batched(x: Tensor) -> Tensor:
@@ -221,17 +229,25 @@ class Backbone(nn.Module):
         return weight.dtype
 
     def forward(
-        self, rows: Tensor, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        blocks: slice | None = None,
     ) -> Tensor:
         """Final hidden states (..., n, hidden) of `rows` (..., n, hidden) at RoPE `positions` (n,) int64.
 
         Row order is causal order. With a `cache` (no leading dimensions then) the rows follow those it holds and are
-        added. `mask`: (n, keys) bool, True where a row may look, instead of plain causality; for training on several
-        tails over one prefix.
+        added. `mask`: (n, keys) bool, True where a row may look, instead of plain causality. `blocks`: run only these
+        layers; `rows` are then the states before the first of them, and the final norm follows only the last layer.
         """
         position_embeddings = self.rope(positions)
-        for i, layer in enumerate(self.layers):
-            rows = layer(rows, position_embeddings, None if cache is None else cache.layers[i], mask)
+        chosen = range(len(self.layers))[blocks or slice(None)]
+        for i in chosen:
+            rows = self.layers[i](rows, position_embeddings, None if cache is None else cache.layers[i], mask)
+        if chosen.stop < len(self.layers):
+            return rows
         hidden: Tensor = self.norm(rows)
         return hidden
 

@@ -157,7 +157,7 @@ def denoise_over_prefix(policy: MLA, prefix: Prefix, sample: Tensor) -> Tensor:
     positions = torch.arange(length, length + window + 2)
     for step in range(policy.passes):
         hidden = policy.forward(policy.embed_tail(sample, step), positions, cache)
-        cache.truncate(length)
+        cache.forget(window + 2)
         sample = policy.advance(sample, policy.read_noise(hidden[1 : 1 + window]), step)
     return sample
 

@@ -256,12 +256,22 @@ class MLA(nn.Module):
         head_dim = self.config.hidden_size // self.config.heads
         return KVCache(self.config.layers, self.config.kv_heads, capacity, head_dim, self.backbone.dtype, self.device)
 
-    def forward(self, rows: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        cache: Cache | None = None,
+        *,
+        visible: Tensor | None = None,
+        blocks: slice | None = None,
+    ) -> Tensor:
         """Final hidden states (n, D) of `rows` (n, D) at RoPE `positions` (n,) int64, causal in row order.
 
-        With a cache, `rows` come after the rows it holds and are added to it.
+        With a cache, `rows` come after the rows it holds and are added to it. `visible` and `blocks` as in
+        `tracekit.policy.Policy.forward`.
         """
-        hidden: Tensor = self.backbone(rows, positions.to(rows.device), cast("KVCache | None", cache))
+        held = cast("KVCache | None", cache)
+        hidden: Tensor = self.backbone(rows, positions.to(rows.device), held, visible, blocks)
         return hidden
 
     def read_noise(self, hidden: Tensor) -> Tensor:

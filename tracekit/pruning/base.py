@@ -107,10 +107,11 @@ class Pruner:
     optional: `observed` (N_2D,) bool, the patches whose tokens were all kept when `seen` was taken (None: all);
     `patch` (N_3D,) int32, point token -> patch at the step that is decided; `stage`, a `StageTimer`.
 
-    A pruner that observes `in_network` also has `decide_at(layer, seen, state, config, key, shape) -> Decision | None`:
-    called in pass 0 after block `layer` (0-based) with what is known so far (arrays over layers reach to `layer`), it
-    answers after the block it prunes behind and None after the others. `remember(seen, state, config, shape) -> state`
-    then takes in the whole step. `decide`, given a step that is recorded to its end, does both.
+    A pruner that observes `in_network` prunes behind block `behind(config)` (0-based) of every pass. It also has
+    `decide_at(layer, seen, state, config, key, shape) -> Decision | None`: called in pass 0 after block `layer` with
+    what is known so far (arrays over layers reach to `layer`), it answers after the block it prunes behind and None
+    after the others. `remember(seen, state, config, shape) -> state` then takes in the whole step. `decide`, given a
+    step that is recorded to its end, does both.
     """
 
     kind: str
@@ -122,5 +123,6 @@ class Pruner:
     decide: Callable[..., tuple[Decision, Any]]
     needs_points: bool = False
     needs_pinned_fps: Callable[[Any], bool] = lambda _config: False
+    behind: Callable[[Any], int] | None = None
     decide_at: Callable[..., Decision | None] | None = None
     remember: Callable[..., Any] | None = None

@@ -73,6 +73,7 @@ FASTV = Pruner(
     initial_state=lambda _config, _shape: None,
     decide=_decide,
     needs_pinned_fps=lambda _config: True,
+    behind=lambda config: config.layer,
     decide_at=_decide_at,
     remember=lambda _seen, state, _config, _shape: state,
 )

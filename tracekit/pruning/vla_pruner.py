@@ -210,6 +210,7 @@ VLA_PRUNER = Pruner(
     initial_state=_initial_state,
     decide=_decide,
     needs_pinned_fps=lambda _config: True,
+    behind=lambda config: config.layer,
     decide_at=_decide_at,
     remember=_remember,
 )

@@ -52,8 +52,11 @@ def run(policy, config, observations, uid=UID, options=None):
 
 
 @torch.inference_mode()
-def literal_step(policy, observation, draws, *, kept=None, pinned=False):
-    """(passes, T, A) samples. `kept` (passes, length) bool: rows that are there; the others are masked as keys."""
+def literal_step(policy, observation, draws, *, kept=None, pinned=False, behind=-1, cut_cache=False):
+    """(passes, T, A) samples. `kept` (passes, length) bool: rows that are there; the others are masked as keys.
+
+    `behind`: in the layers after this one only. `cut_cache`: for the tail only, the prefix has seen all of itself.
+    """
     tokens = policy.tokenize(observation)
     layout, samples = tokens.layout, []
     action = layout.span("action")
@@ -66,7 +69,9 @@ def literal_step(policy, observation, draws, *, kept=None, pinned=False):
         if kept is None:
             hidden = policy.forward(rows, positions)
         else:
-            hidden = eager_forward(policy.backbone, rows, positions, torch.from_numpy(kept[step])).hidden
+            first = layout.prefix_length if cut_cache else 0
+            keys = torch.from_numpy(kept[step])
+            hidden = eager_forward(policy.backbone, rows, positions, keys, behind=behind, first=first).hidden
         noise = policy.read_noise(hidden[action.start : action.stop])
         sample = policy.advance(sample, noise, step)
         samples.append(sample.numpy())

@@ -80,7 +80,7 @@ def test_tails_over_a_cache_equal_the_whole_sequence(pair):
         whole = model.model(torch.cat([prefix, tail]), positions)
         close(model.model(tail, positions[17:], cache), whole[17:])
         assert cache.length == 21
-        cache.truncate(17)
+        cache.forget(4)
     single = model.model(tails[0][:1], positions[17:18], cache)
     close(single, model.model(torch.cat([prefix, tails[0][:1]]), positions[:18])[17:])
 
@@ -139,10 +139,32 @@ def test_attention_is_called_as_a_capture_expects():
     assert cache.layers[1].keys.shape == cache.layers[1].values.shape == (3, 5, 8)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("behind", [0, 1])
+def test_blocks_run_apart_are_the_whole_decoder(pair, behind):
+    model, _ = pair
+    rows, positions, cut = torch.randn(9, 48), torch.arange(9), behind + 1
+    first = model.model(rows, positions, blocks=slice(0, cut))
+    assert torch.equal(model.model(first, positions, blocks=slice(cut, None)), model.model(rows, positions))
+
+
+@torch.inference_mode()
+def test_a_cache_may_hold_other_rows_in_later_layers(pair):
+    """Rows dropped behind a layer are keys in the layers up to it, and in none after."""
+    model, _ = pair
+    rows, positions, kept = torch.randn(9, 48), torch.arange(9), torch.tensor([0, 1, 4, 5, 6, 7, 8])
+    cache = cache_for(model, 9)
+    first = model.model(rows, positions, cache, blocks=slice(0, 1))[kept]
+    whole = model.model(first, positions[kept], cache, blocks=slice(1, None))
+    cache.forget(2)
+    assert [layer.length for layer in cache.layers][:2] == [7, 5]
+    close(model.model(rows[7:], positions[7:], cache), whole[-2:])
+
+
 def test_a_cache_refuses_what_it_cannot_hold_or_forget():
     model = ours(hugging_face(6))
     cache = cache_for(model, 4)
     with pytest.raises(PolicyError, match="5 rows do not fit a capacity of 4"), torch.inference_mode():
         model.model(torch.randn(5, 48), torch.arange(5), cache)
-    with pytest.raises(PolicyError, match="cannot truncate to 3 rows"):
-        cache.truncate(3)
+    with pytest.raises(PolicyError, match="cannot forget 3 rows"):
+        cache.forget(3)
