@@ -13,7 +13,7 @@ from tracekit.errors import TraceError
 from tracekit.layout import TokenLayout
 from tracekit.pruning import Decision, DecisionKey
 
-__all__ = ["replay_decisions"]
+__all__ = ["decide_recorded", "refuse_undecidable", "replay_decisions"]
 
 
 def replay_decisions(
@@ -27,16 +27,27 @@ def replay_decisions(
     not stored, or steps that it remembers were not recorded.
     """
     resolved = config if isinstance(config, Configuration) else load_config(config)
-    if resolved.observe.mode == "lagged" and resolved.observe.feedback == "own":
-        raise TraceError(
-            'observe.feedback = "own": what a pruned pass shows is not in the recording; use a forward replay '
-            '(`tracekit replay`), or feedback = "recorded"'
-        )
     source = TraceSource(trace)
-    return {episode.info.id: _decide(episode, resolved) for episode in source.episodes(episodes)}
+    return {episode.info.id: decide_recorded(episode, resolved) for episode in source.episodes(episodes)}
 
 
-def _decide(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
+def refuse_undecidable(config: Configuration) -> None:
+    """Raise TraceError where the decisions of `config` depend on what only a forward pass can tell."""
+    if config.observe.mode == "lagged" and config.observe.feedback == "own":
+        raise TraceError(
+            f'{config.name}: observe.feedback = "own": what a pruned pass shows is not in the recording; use a forward '
+            'replay (`tracekit replay`, `tracekit sweep --forward`), or feedback = "recorded"'
+        )
+    if config.reuse.kind not in {"none", "encoders", "prefix_kv"}:
+        raise TraceError(
+            f'{config.name}: reuse.kind = "{config.reuse.kind}" leaves out steps; use a forward replay '
+            "(`tracekit replay`, `tracekit sweep --forward`)"
+        )
+
+
+def decide_recorded(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
+    """The decision of every step of `episode` under `config`, one after the other; raises as `replay_decisions`."""
+    refuse_undecidable(config)
     shape = decision_shape(TokenLayout.from_json(episode.info.attributes["layout"]))
     memory: Any = config.method.initial_state(config.pruner, shape)
     seed = int(getattr(config.pruner, "seed", 0))

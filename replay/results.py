@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import numpy.typing as npt
 
 from replay.accuracy import EpisodeReplay, StepReplay
 from replay.source import TraceSource
+from replay.sources import program_versions
 from replay.summary import Summary
+from tracekit.config import Configuration
+from tracekit.engine import decision_shape
 from tracekit.errors import TraceError
 from tracekit.fingerprint import environment_fingerprint
-from tracekit.pruning import decision_digest
+from tracekit.pruning import Scores, decision_digest, observed_patches, reduce
 from tracekit.store import ArraySpec, Episode, EpisodeInfo, Trace, TraceWriter
 
 __all__ = ["REPLAY_FORMAT", "ReplayResult", "SavedReplay", "StepDigests", "check_target"]
@@ -51,6 +54,7 @@ class ReplayResult:
             "episodes": [episode.id for episode in some],
             "steps": sum(len(episode.steps) for episode in some),
             "fingerprint": environment_fingerprint(),
+            "versions": program_versions(),
             "configurations": [summary.to_json() for summary in self.summaries],
         }
 
@@ -68,9 +72,10 @@ class ReplayResult:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _write(self, path: Path, target: Path) -> None:
+        configs = {summary.config.name: summary.config for summary in self.summaries}
         manifest = self.to_json() | {
             "trace": os.path.relpath(self.trace.resolve(), target.resolve()),
-            "tables": {summary.config.name: summary.config.to_json() for summary in self.summaries},
+            "tables": {name: config.to_json() for name, config in configs.items()},
         }
         with TraceWriter.create(path, {"kind": "replay", **manifest}, format=REPLAY_FORMAT) as writer:
             for number, (name, episodes) in enumerate(self.episodes.items()):
@@ -81,7 +86,7 @@ class ReplayResult:
                         uid=index,
                         attributes={"configuration": name, "episode": episode.id},
                     )
-                    _save_episode(writer, info, episode)
+                    _save_episode(writer, info, [_step_arrays(step, configs[name]) for step in episode.steps])
 
 
 def check_target(path: Path) -> None:
@@ -98,8 +103,7 @@ def check_target(path: Path) -> None:
         raise TraceError(f"{path}: nothing can be made in {parents[0]}; give --out another path")
 
 
-def _save_episode(writer: TraceWriter, info: EpisodeInfo, episode: EpisodeReplay) -> None:
-    rows = [_step_arrays(step) for step in episode.steps]
+def _save_episode(writer: TraceWriter, info: EpisodeInfo, rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> None:
     with writer.episode(info, _schema(rows)) as stored:
         for row in rows:
             stored.append(row)
@@ -117,7 +121,7 @@ def _schema(rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, ArraySp
     return schema
 
 
-def _step_arrays(step: StepReplay) -> dict[str, npt.NDArray[Any]]:
+def _step_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArray[Any]]:
     result, decision = step.result, step.result.decision
     arrays: dict[str, npt.NDArray[Any]] = {
         "digest/decision": np.frombuffer(bytes.fromhex(decision_digest([decision])), np.uint8),
@@ -139,9 +143,33 @@ def _step_arrays(step: StepReplay) -> dict[str, npt.NDArray[Any]]:
     arrays["decision/mask_2d"] = decision.keep_2d
     if decision.keep_3d_patches is not None:
         arrays["decision/mask_3d"] = decision.keep_3d_patches
+    if decision.keep_3d_tokens is not None:
+        arrays["decision/mask_3d_tokens"] = decision.keep_3d_tokens
     for name, margin in decision.margins.items():
         arrays[f"margin/{name}"] = margin
-    return arrays
+    for name, indicator in decision.indicators.items():
+        arrays[f"indicator/{name}"] = indicator
+    return arrays | _seen_arrays(step, config)
+
+
+def _seen_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArray[Any]]:
+    """What pass 0 of this step showed to a pruner that reads scores, and of which patches: what a decision is from."""
+    if config.method.reads != "scores" or config.method.observes != "forward":
+        return {}
+    result = step.result
+    shape = decision_shape(result.layout)
+    recorded = config.observe.feedback == "recorded"
+    if isinstance(step.recorded.seen, Scores) and recorded:
+        seen, observed = step.recorded.seen, np.ones(shape.n_2d, np.bool_)
+    elif result.observables is not None:
+        seen = reduce(result.observables, config.pruner.reduction, shape)
+        kept, patch = result.kept[0], result.observables.patch
+        patch = np.full(shape.n_3d, -1, np.int32) if patch is None else patch
+        observed = observed_patches(kept[: shape.n_2d], kept[shape.n_2d :], patch)
+    else:
+        return {}
+    scores = {f"seen/{item.name}": np.asarray(getattr(seen, item.name)) for item in fields(Scores)}
+    return scores | {"seen/observed": observed}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from reports.diff import Difference, ReplayDiff, diff_replays
 from reports.masks import draw_masks, mask_classes
+from reports.sweeps import sweep_table
 from reports.tables import replay_table
 
-__all__ = ["Difference", "ReplayDiff", "diff_replays", "draw_masks", "mask_classes", "replay_table"]
+__all__ = ["Difference", "ReplayDiff", "diff_replays", "draw_masks", "mask_classes", "replay_table", "sweep_table"]

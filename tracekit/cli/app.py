@@ -18,6 +18,7 @@ from tracekit.cli import (
     repair,
     replay,
     report,
+    sweep,
     train,
     verify,
 )
@@ -39,6 +40,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("replay")(replay.replay)
 app.command("diff")(diff.diff)
+app.command("sweep")(sweep.sweep)
 app.add_typer(report.app, name="report")
 app.add_typer(bench.app, name="bench")
 app.command("verify")(verify.verify)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from tracekit.cli._console import JsonOption, PolicyOption, console, print_json, progress_reporter
-from tracekit.errors import TraceError
 
 __all__ = ["replay"]
 
@@ -32,12 +31,12 @@ def replay(
     """Replay recorded steps under pruning configurations and compare cost and actions with the recording."""
     from replay import Replay, TimingOptions, check_target
     from reports import replay_table
+    from tracekit.cli._names import names
 
     if out is not None:
         check_target(out)
-    wanted = _names(episodes) if episodes is not None else []
     with progress_reporter() as report:
-        source = Replay(trace, policy=policy, episodes=wanted, progress=report)
+        source = Replay(trace, policy=policy, episodes=names(episodes), progress=report)
         result = source.run(*config, timing=None if no_timing else TimingOptions())
     if out is not None:
         result.save(out)
@@ -48,10 +47,3 @@ def replay(
     screen.print(replay_table(result))
     if out is not None:
         screen.print(f"Saved in {out}.", highlight=False)
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise TraceError(f"--episodes {text!r}: give episode ids separated by commas, or leave the option out")
-    return names

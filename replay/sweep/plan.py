@@ -1,0 +1,138 @@
+"""What a sweep is asked to do, as one value for every process, and the configurations of a part of its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from replay.sweep.cells import Level, Target, address
+from replay.sweep.decided import clustering_of
+from replay.sweep.flops import ModelSize
+from replay.sweep.grid import Grid
+from replay.sweep.storage import SweepFolder
+from tracekit.config import Configuration
+from tracekit.digest import digest_json
+
+__all__ = ["CELL_SCHEMA", "Chunk", "SweepPlan", "method_digest", "plan_chunk"]
+
+CELL_SCHEMA: dict[str, Any] = {
+    "address": pl.String,
+    "configuration": pl.String,
+    "trace_digest": pl.String,
+    "episode_uid": pl.UInt64,
+    "steps": pl.Int64,
+    "kept_2d": pl.Float64,
+    "kept_3d": pl.Float64,
+    "rate_2d": pl.Float64,
+    "rate_3d": pl.Float64,
+    "effective_rate": pl.Float64,
+    "gflops": pl.Float64,
+    "decisions_digest": pl.String,
+    "translation_mm": pl.Float64,
+    "rotation_deg": pl.Float64,
+    "gripper_flips": pl.Int64,
+    "unclipped_relative": pl.Float64,
+    "unpruned_relative": pl.Float64,
+    "actions_digest": pl.String,
+}
+"""Columns of finished cells; a decisions-only cell has null where a forward pass would be needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """`contexts`: trace digest -> what else results depend on. `policy`: given in place of the recorded one.
+
+    `size`: trace digest -> widths of its policy, for the FLOPs. `chunk`: configurations that are planned, computed and
+    stored together.
+    """
+
+    grid: Grid
+    level: Level
+    targets: tuple[Target, ...]
+    contexts: Mapping[str, str]
+    sizes: Mapping[str, ModelSize | None]
+    chunk: int
+    policy: str | None = None
+
+    def address(self, configuration: str, target: Target) -> str:
+        """Name of the cell of `configuration` (digest) and `target`."""
+        return address(self.level, configuration, target, self.contexts[target.trace_digest])
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a grid: one row of `frame` per configuration (see `plan_chunk`), and how many were left out."""
+
+    start: int
+    stop: int
+    frame: pl.DataFrame
+
+    @property
+    def skipped(self) -> int:
+        """Numbers without a configuration, for being invalid."""
+        return self.stop - self.start - len(self.frame)
+
+
+def plan_chunk(plan: SweepPlan, folder: SweepFolder, start: int) -> Chunk:
+    """The configurations `start`, `start` + 1, …, planned once per folder.
+
+    Columns: `index`, `name`, `kind`, `configuration` and `method` (digests), `clustering` (see `clustering_of`), and one
+    per axis, under its dotted key.
+    """
+    stop = min(start + plan.chunk, len(plan.grid))
+    identity = digest_json([plan.grid.digest, plan.chunk])
+    frame = folder.plan(identity, start)
+    if frame is None:
+        frame = _frame(plan.grid, [(index, config) for index, config in plan.grid.configurations(start, stop)])
+        folder.add_plan(identity, start, frame)
+    return Chunk(start, stop, frame)
+
+
+def method_digest(table: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a configuration's tables less name and execution: the same method, however it is computed."""
+    return digest_json({key: value for key, value in table.items() if key not in {"name", "execution"}})
+
+
+def _frame(grid: Grid, configs: Sequence[tuple[int, Configuration]]) -> pl.DataFrame:
+    base = {key: _plain(_lookup(grid.base, key)) for key in grid.axes}
+    rows = [
+        {
+            "index": index,
+            "name": config.name,
+            "kind": config.kind,
+            "configuration": config.digest,
+            "method": method_digest(config.to_json()),
+            "clustering": clustering_of(config),
+            **base,
+            **{key: _plain(value) for key, value in grid.point(index).items()},
+        }
+        for index, config in configs
+    ]
+    texts = dict.fromkeys(("name", "kind", "configuration", "method", "clustering"), pl.String)
+    axes = {key: _dtype(grid, key, base[key]) for key in grid.axes}
+    return pl.DataFrame(rows, schema={"index": pl.Int64, **texts, **axes}, strict=False)
+
+
+def _lookup(table: Mapping[str, Any], key: str) -> Any:
+    value: Any = table
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _dtype(grid: Grid, key: str, base: Any) -> Any:
+    axis = grid.axes[key]
+    values = [base, *(map(_plain, axis) if isinstance(axis, tuple) else (axis.low, axis.high))]
+    if all(isinstance(value, bool) for value in values):
+        return pl.Boolean
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not numbers:
+        return pl.String
+    return pl.Int64 if all(isinstance(value, int) for value in values) else pl.Float64

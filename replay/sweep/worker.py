@@ -1,0 +1,174 @@
+"""Computes parts of a sweep, in this process or in others that hand over nothing but finished files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from replay.source import TraceSource
+from replay.sweep.cells import ADDRESS_DIGITS, Target
+from replay.sweep.decided import decide_cells
+from replay.sweep.forward import ForwardCells
+from replay.sweep.inputs import EpisodeInputs
+from replay.sweep.plan import CELL_SCHEMA, SweepPlan, plan_chunk
+from replay.sweep.storage import SweepFolder
+from tracekit.config import Configuration
+
+__all__ = ["Done", "compute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a chunk.
+
+    `cells` of it are finished, `computed` of them now, over `steps` configuration steps (`computed_steps`: of those
+    computed now). `clusterings`: see `clustering_of`. `skipped`: invalid combinations.
+    """
+
+    cells: int
+    computed: int
+    steps: int
+    computed_steps: int
+    clusterings: frozenset[str]
+    skipped: int
+
+
+def compute(plan: SweepPlan, folder: Path, processes: int) -> Iterator[Done]:
+    """Compute every chunk that is not finished yet, in `processes` processes; tells of each chunk when it is done."""
+    starts = range(0, len(plan.grid), plan.chunk)
+    if processes == 1 or len(starts) == 1:
+        worker = _Worker(plan, folder)
+        yield from map(worker.run, starts)
+        return
+    pool = ProcessPoolExecutor(
+        min(processes, len(starts)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(plan, folder, os.getpid()),
+    )
+    try:
+        waiting = iter(starts)
+        running: set[Future[Done]] = set()
+        while True:
+            for start in waiting:  # a few chunks ahead: a long list of futures would grow with the grid
+                running.add(pool.submit(_run, start))
+                if len(running) >= 2 * processes:
+                    break
+            if not running:
+                return
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """One process's part: what it has read of the traces, and which cells were finished when it began."""
+
+    def __init__(self, plan: SweepPlan, folder: Path) -> None:
+        self._plan, self._folder = plan, SweepFolder(folder)
+        self._known = self._folder.known()
+        self._sources: dict[str, TraceSource] = {}
+        self._inputs: dict[tuple[str, str], EpisodeInputs] = {}
+        self._forward = ForwardCells(plan.policy)
+
+    def run(self, start: int) -> Done:
+        plan = self._plan
+        chunk = plan_chunk(plan, self._folder, start)
+        digests = chunk.frame["configuration"].to_list()
+        configs: dict[int, Configuration] = {}
+        rows: list[dict[str, Any]] = []
+        computed_steps = 0
+        for target in plan.targets:
+            addresses = [plan.address(digest, target) for digest in digests]
+            missing = self._missing(addresses)
+            for place in missing:
+                if place not in configs:
+                    configs[place] = self._configuration(int(chunk.frame["index"][place]))
+            own = [configs[place] for place in missing]
+            found = self._cells(target, own)
+            computed_steps += len(own) * target.steps
+            rows += [
+                {
+                    "address": addresses[place],
+                    "configuration": digests[place],
+                    "trace_digest": target.trace_digest,
+                    "episode_uid": target.uid,
+                    "steps": target.steps,
+                    **row,
+                }
+                for place, row in zip(missing, found, strict=True)
+            ]
+        if rows:
+            self._folder.add(pl.DataFrame(rows, schema=CELL_SCHEMA))
+        return Done(
+            cells=len(digests) * len(plan.targets),
+            computed=len(rows),
+            steps=len(digests) * sum(target.steps for target in plan.targets),
+            computed_steps=computed_steps,
+            clusterings=frozenset(chunk.frame["clustering"].drop_nulls().unique().to_list()),
+            skipped=chunk.skipped,
+        )
+
+    def _missing(self, addresses: Sequence[str]) -> list[int]:
+        """Places of the addresses that are not finished, each address once."""
+        first = {address: place for place, address in reversed(list(enumerate(addresses)))}
+        if not len(self._known):
+            return sorted(first.values())
+        finished = np.isin(np.array(addresses, f"S{ADDRESS_DIGITS}"), self._known)
+        return sorted(place for place in first.values() if not finished[place])
+
+    def _configuration(self, index: int) -> Configuration:
+        config = self._plan.grid.configuration(index)
+        assert config is not None  # noqa: S101  # the plan has valid ones only
+        return config
+
+    def _cells(self, target: Target, configs: Sequence[Configuration]) -> Sequence[Mapping[str, Any]]:
+        if not configs:
+            return []
+        inputs = self._open(target)
+        size = self._plan.sizes[target.trace_digest]
+        if self._plan.level == "decisions":
+            return decide_cells(inputs, configs, size)
+        return self._forward.cells(self._sources[target.trace], inputs, configs, size)
+
+    def _open(self, target: Target) -> EpisodeInputs:
+        key = (target.trace, target.episode)
+        if key not in self._inputs:
+            if target.trace not in self._sources:
+                self._sources[target.trace] = TraceSource(target.trace)
+            (episode,) = self._sources[target.trace].episodes([target.episode])
+            self._inputs[key] = EpisodeInputs(target, episode)
+        return self._inputs[key]
+
+
+_worker: list[_Worker] = []
+
+
+def _start(plan: SweepPlan, folder: Path, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    _worker.append(_Worker(plan, folder))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed sweep leaves nothing running."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _run(start: int) -> Done:
+    return _worker[0].run(start)

@@ -1,0 +1,78 @@
+"""What a sweep found, for the terminal: its Pareto front and its best configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from replay.sweep import SweepResult
+
+__all__ = ["sweep_table"]
+
+SHOWN = 15
+"""Rows of the front that are printed; the Parquet table has them all."""
+
+COLUMNS = {
+    "time_ratio": ("time", "{:.3f}"),
+    "step_ms": ("step ms", "{:.1f}"),
+    "gflops": ("LM GFLOP", "{:.4g}"),
+    "kept_2d": ("kept 2D", "{:.0f}"),
+    "kept_3d": ("kept 3D", "{:.0f}"),
+    "effective_rate": ("eff. %", "{:.1%}"),
+    "unclipped_relative": ("deviation", "{:.4f}"),
+    "unpruned_relative": ("unpruned", "{:.4f}"),
+    "translation_mm": ("mm", "{:.1f}"),
+    "rotation_deg": ("degrees", "{:.1f}"),
+    "gripper_flips": ("flips", "{}"),
+}
+"""Column of the summary -> heading and format."""
+
+
+def sweep_table(found: SweepResult) -> Group:
+    """The Pareto front of a sweep, cheapest first, and what its columns mean."""
+    data = found.to_json()
+    first, second = found.objectives
+    rows = found.summary.filter(pl.col("pareto")).sort(first, maintain_order=True)
+    count = f"{data['configurations']:,} configurations, {data['cells']:,} cells, {data['steps']:,} configuration steps"
+    table = Table(
+        title=f"Open-loop, {count}: Pareto front of {first} against {second}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("configuration", no_wrap=True)
+    shown = [name for name in COLUMNS if name in rows.columns]
+    for name in shown:
+        table.add_column(COLUMNS[name][0], justify="right", no_wrap=True)
+    for row in rows.head(SHOWN).iter_rows(named=True):
+        table.add_row(row["name"], *(COLUMNS[name][1].format(row[name]) for name in shown))
+    return Group(table, Text(_notes(found, data, len(rows)), style="dim"))
+
+
+def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> str:
+    lines = [
+        f"{data['computed']:,} cells computed in {data['seconds']:.1f} s "
+        f"({data['steps_per_second']:,.0f} configuration steps per second), the others were there."
+        if data["computed"]
+        else "Every cell was there already."
+    ]
+    if on_front > SHOWN:
+        lines.append(f"{on_front - SHOWN} more are on the front: column `pareto` of the table.")
+    if data["skipped"]:
+        lines.append(f"{data['skipped']} combinations are no valid configuration and were left out.")
+    if found.level == "decisions":
+        lines.append("Tokens and operations only: what is lost by them, `--forward` or `tracekit evaluate` measures.")
+    else:
+        lines.append(
+            "deviation: ‖a − b‖ / ‖b‖ of the sampler's outputs against the recorded ones; unpruned: without pruning."
+        )
+    lines.append("Open-loop: every step starts from the recorded observation; success is another question.")
+    if found.best is not None:
+        lines.append(f"Best: {found.best['name']}, in {found.best['toml']}.")
+    lines.append(f"Table: {found.table}")
+    return "\n".join(lines)
