@@ -33,8 +33,11 @@ COLUMNS = {
 """Column of the summary -> heading and format."""
 
 
-def sweep_table(found: SweepResult) -> Group:
-    """The Pareto front of a sweep, cheapest first, and what its columns mean."""
+def sweep_table(found: SweepResult, *, constrained: bool = False) -> Group:
+    """The Pareto front of a sweep, cheapest first, and what its columns mean.
+
+    `constrained`: a best configuration was asked for; it is said if there is none.
+    """
     data = found.to_json()
     first, second = found.objectives
     rows = found.summary.filter(pl.col("pareto")).sort(first, maintain_order=True)
@@ -51,10 +54,13 @@ def sweep_table(found: SweepResult) -> Group:
         table.add_column(COLUMNS[name][0], justify="right", no_wrap=True)
     for row in rows.head(SHOWN).iter_rows(named=True):
         table.add_row(row["name"], *(COLUMNS[name][1].format(row[name]) for name in shown))
-    return Group(table, Text(_notes(found, data, len(rows)), style="dim"))
+    notes = _notes(found, data, len(rows))
+    if constrained and found.best is None:
+        notes.append("No configuration meets the constraints.")
+    return Group(table, Text("\n".join(notes), style="dim"))
 
 
-def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> str:
+def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> list[str]:
     lines = [
         f"{data['computed']:,} cells computed in {data['seconds']:.1f} s "
         f"({data['steps_per_second']:,.0f} configuration steps per second), the others were there."
@@ -75,4 +81,4 @@ def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> str:
     if found.best is not None:
         lines.append(f"Best: {found.best['name']}, in {found.best['toml']}.")
     lines.append(f"Table: {found.table}")
-    return "\n".join(lines)
+    return lines

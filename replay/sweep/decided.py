@@ -6,11 +6,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from tracekit.pruning.grid import DecisionGrid, decide_grid
 
 from replay.decisions import decide_recorded, refuse_undecidable
 from replay.sweep.digests import grid_digests
-from replay.sweep.figures import FIGURES, figures, first_pruned_pass, kept_points, points_in_patches
+from replay.sweep.figures import FIGURES, figures, kept_points, points_in_patches
 from replay.sweep.flops import ModelSize
 from replay.sweep.inputs import EpisodeInputs
 from tracekit.config import Configuration
@@ -18,6 +17,7 @@ from tracekit.digest import digest_json
 from tracekit.engine import keep_everything
 from tracekit.pruning import Decision, decision_digest
 from tracekit.pruning.digest import decision_bytes
+from tracekit.pruning.grid import DecisionGrid, decide_grid
 
 __all__ = ["Row", "clustering_of", "decide_cells"]
 
@@ -66,6 +66,7 @@ def _group(config: Configuration, index: int) -> Hashable:
         pruner.reduction.digest,
         config.observe,
         config.reuse,
+        config.execution.drop,
         "s2" in pruner.stages,
         pruner.modalities == "2d",
         pruner.budget == "hard_topk",
@@ -78,8 +79,7 @@ def _alone(inputs: EpisodeInputs, config: Configuration, size: ModelSize | None)
     points = np.stack([kept_points(inputs, config, decision, at) for at, decision in enumerate(decisions)])
     found = figures(
         inputs,
-        config.reuse.kind,
-        first_pruned_pass(config),
+        config,
         np.array([[decision.keep_2d.sum() for decision in decisions]]),
         points[None],
         np.array([[decision.pruned for decision in decisions]]),
@@ -111,7 +111,7 @@ def _together(inputs: EpisodeInputs, configs: Sequence[Configuration], size: Mod
     kept_3d[:, offset:] = _points(inputs, configs, grid, offset)
     pruned[:, offset:] = grid.pruned
     pruned[:, whole] = False
-    found = figures(inputs, first.reuse.kind, first_pruned_pass(first), kept_2d, kept_3d, pruned, size)
+    found = figures(inputs, first, kept_2d, kept_3d, pruned, size)
     return _rows(_digests(inputs, grid, whole, steps), found)
 
 

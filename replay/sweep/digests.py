@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from tracekit.pruning.grid import DecisionGrid
 
 from tracekit.pruning.digest import DIGESTED
+from tracekit.pruning.grid import DecisionGrid
 
 __all__ = ["grid_digests"]
 

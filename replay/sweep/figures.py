@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replay.sweep.flops import ModelSize, step_flops
+from replay.sweep.flops import ModelSize, countable, step_flops
 from replay.sweep.inputs import EpisodeInputs
 from tracekit.config import Configuration
 from tracekit.pruning import Decision, DecisionKey, point_mask
@@ -52,8 +52,7 @@ def kept_points(inputs: EpisodeInputs, config: Configuration, decision: Decision
 
 def figures(
     inputs: EpisodeInputs,
-    reuse: str,
-    first: int,
+    config: Configuration,
     kept_2d: Counts,
     kept_3d: Counts,
     pruned: Mask,
@@ -62,16 +61,20 @@ def figures(
     """The `FIGURES`, (configurations,) each; `gflops` is None where the policy's size is not known.
 
     `kept_2d` (configurations, steps), `kept_3d` (configurations, steps, passes): tokens that decisions keep, and
-    `pruned` (configurations, steps) whether they are in force, from pass `first` on. `reuse`: kind.
+    `pruned` (configurations, steps) whether they are in force. `config`: one of them; they observe and reuse alike.
     """
     n_2d, n_3d = inputs.shape.n_2d, inputs.shape.n_3d
-    governed = np.broadcast_to(pruned[:, :, None], kept_3d.shape) & (np.arange(inputs.passes) >= first)
+    governed = np.broadcast_to(pruned[:, :, None], kept_3d.shape) & (
+        np.arange(inputs.passes) >= first_pruned_pass(config)
+    )
     by_pass = np.where(governed, kept_2d[:, :, None], n_2d)
     visual = by_pass + np.where(governed, kept_3d, n_3d)
     count = governed.sum((1, 2))
     mean_2d = _mean(by_pass, governed, count, n_2d)
     mean_3d = _mean(kept_3d, governed, count, n_3d)
-    flops = None if size is None else step_flops(size, inputs.layout, visual, reuse).mean(-1) / 1e9
+    flops = None
+    if size is not None and countable(config):
+        flops = step_flops(size, inputs.layout, visual, config.reuse).mean(-1) / 1e9
     return {
         "kept_2d": mean_2d,
         "kept_3d": mean_3d,

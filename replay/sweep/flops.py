@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tracekit.config import Configuration, ReuseConfig
 from tracekit.errors import TracekitError
 from tracekit.layout import TokenLayout
 from tracekit.policy import Precision, load_policy
 
-__all__ = ["ModelSize", "model_size", "step_flops"]
+__all__ = ["ModelSize", "countable", "model_size", "step_flops"]
 
 Numbers = npt.NDArray[np.float64]
 
@@ -41,20 +42,26 @@ def model_size(policy: str) -> ModelSize | None:
         return None
 
 
-def step_flops(size: ModelSize, layout: TokenLayout, kept: npt.NDArray[np.integer[Any]], reuse: str) -> Numbers:
+def countable(config: Configuration) -> bool:
+    """Whether `step_flops` says what `config` computes: it counts rows that are dropped before the first layer."""
+    steps_run = config.reuse.kind in {"none", "encoders", "prefix_kv"}
+    return steps_run and config.execution.drop == "rows" and config.method.observes != "in_network"
+
+
+def step_flops(size: ModelSize, layout: TokenLayout, kept: npt.NDArray[np.integer[Any]], reuse: ReuseConfig) -> Numbers:
     """(…,) operations per control step; `kept` (…, passes): visual tokens of every denoise pass.
 
-    `reuse`: kind of the configuration. Without a kept prefix every pass computes all of its rows; with `prefix_kv` the
-    prefix is computed when the kept tokens differ from those of the pass before, and every pass computes the tail.
-    The vocabulary head and the encoders are no part of it.
+    Without a kept prefix every pass computes all of its rows; with `prefix_kv` the prefix is computed when the kept
+    tokens differ from those of the pass before (with `kv = drop` only once), and every pass computes the tail. The
+    vocabulary head and the encoders are no part of it.
     """
     others = layout.prefix_length - len(layout.visual_positions)
     tail = layout.span("action").stop - layout.prefix_length  # what follows the action is inert
     rows = kept.astype(np.float64) + others
-    if reuse != "prefix_kv":
+    if reuse.kind != "prefix_kv":
         whole = layout.length - layout.prefix_length
         return np.asarray(size.flops(rows + whole, 0.0).sum(-1), np.float64)
     fresh = np.ones(rows.shape, np.bool_)
-    fresh[..., 1:] = rows[..., 1:] != rows[..., :-1]
+    fresh[..., 1:] = rows[..., 1:] != rows[..., :-1] if reuse.kv == "reprefill" else False
     prefill = np.where(fresh, size.flops(rows, 0.0), 0.0)
     return np.asarray((prefill + size.flops(float(tail), rows)).sum(-1), np.float64)

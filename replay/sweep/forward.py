@@ -15,7 +15,7 @@ from torch import Tensor
 from replay.accuracy import EpisodeReplay, replay_episode
 from replay.source import TraceSource
 from replay.summary import Summary, summarise
-from replay.sweep.flops import ModelSize, step_flops
+from replay.sweep.flops import ModelSize, countable, step_flops
 from replay.sweep.inputs import EpisodeInputs
 from tracekit.config import Configuration
 from tracekit.policy import Policy, Precision, Prefix, Tokens
@@ -125,10 +125,10 @@ def _columns(found: Summary) -> dict[str, Any]:
 
 
 def _gflops(inputs: EpisodeInputs, own: EpisodeReplay, config: Configuration, size: ModelSize | None) -> float | None:
-    if size is None or config.reuse.kind not in {"none", "encoders", "prefix_kv"}:
+    if size is None or not countable(config):
         return None
     kept = np.stack([step.result.kept.sum(-1) for step in own.steps])
-    return float(step_flops(size, inputs.layout, kept, config.reuse.kind).mean()) / 1e9
+    return float(step_flops(size, inputs.layout, kept, config.reuse).mean()) / 1e9
 
 
 def _nothing() -> None:

@@ -79,14 +79,14 @@ class Chunk:
 def plan_chunk(plan: SweepPlan, folder: SweepFolder, start: int) -> Chunk:
     """The configurations `start`, `start` + 1, …, planned once per folder.
 
-    Columns: `index`, `name`, `kind`, `configuration` and `method` (digests), `clustering` (see `clustering_of`), and one
-    per axis, under its dotted key.
+    Columns: `index`, `name`, `kind`, `configuration` and `method` (digests), `clustering` (see `clustering_of`), and
+    one per axis, under its dotted key.
     """
     stop = min(start + plan.chunk, len(plan.grid))
     identity = digest_json([plan.grid.digest, plan.chunk])
     frame = folder.plan(identity, start)
     if frame is None:
-        frame = _frame(plan.grid, [(index, config) for index, config in plan.grid.configurations(start, stop)])
+        frame = _frame(plan.grid, list(plan.grid.configurations(start, stop)))
         folder.add_plan(identity, start, frame)
     return Chunk(start, stop, frame)
 

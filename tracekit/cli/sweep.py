@@ -37,7 +37,10 @@ def sweep(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try the configurations of a grid on recorded steps. Stopped or killed, the same command goes on."""
+    """Try the configurations of a grid on recorded steps. Stopped or killed, the same command goes on.
+
+    Exit 0 fine, 1 no configuration meets the constraints, 2 unusable input.
+    """
     from replay.sweep import load_grid, parse_constraint
     from replay.sweep import sweep as run_sweep
     from reports import sweep_table
@@ -61,5 +64,6 @@ def sweep(
         )
     if as_json:
         print_json(found.to_json())
-        return
-    console().print(sweep_table(found))
+    else:
+        console().print(sweep_table(found, constrained=bool(constraints)))
+    raise typer.Exit(1 if constraints and found.best is None else 0)

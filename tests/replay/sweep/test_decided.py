@@ -11,17 +11,21 @@ from replay.sweep.flops import ModelSize, model_size, step_flops
 from replay.sweep.inputs import EpisodeInputs
 from tests.small import make_config
 from tracekit.bench.costs import decoder_cost
-from tracekit.config import Configuration
+from tracekit.config import Configuration, ReuseConfig
 from tracekit.errors import TraceError
 from tracekit.model import reference
 from tracekit.pruning import decision_digest
-
 
 
 def lagged(refresh=3, **pruner):
     table = make_config("tri_stage", **pruner).to_json()
     table["observe"] = {"mode": "lagged", "feedback": "recorded", "refresh_every": refresh}
     return Configuration.from_table(table, "lagged")
+
+
+def cut(**pruner):
+    table = make_config("tri_stage", "prefix_kv", **pruner).to_json()
+    return Configuration.from_table({**table, "reuse": {**table["reuse"], "kv": "drop"}}, "cut")
 
 
 CONFIGS = (
@@ -46,6 +50,7 @@ CONFIGS = (
     lagged(),
     lagged(2, background_rate=0.5, unprojected_points="random"),
     lagged(7, stages=["s1", "s2"]),
+    cut(background_rate=0.4),
 )
 
 
@@ -121,14 +126,19 @@ def test_operations_are_those_that_are_counted_elsewhere(inputs):
     visual = len(layout.visual_positions)
     kept = np.array([[visual, 100, 100], [visual, visual, visual]])
     full = [size.flops(count + whole - visual, 0) for count in (visual, 100)]
-    assert step_flops(size, layout, kept, "none").tolist() == [full[0] + 2 * full[1], 3 * full[0]]
-    assert step_flops(size, layout, kept, "encoders").tolist() == [full[0] + 2 * full[1], 3 * full[0]]
+    assert step_flops(size, layout, kept, ReuseConfig()).tolist() == [full[0] + 2 * full[1], 3 * full[0]]
+    assert step_flops(size, layout, kept, ReuseConfig("encoders", "pinned")).tolist() == [
+        full[0] + 2 * full[1],
+        3 * full[0],
+    ]
     short = prefix - visual + 100
     pruned = (
         size.flops(prefix, 0) + size.flops(tail, prefix) + size.flops(short, 0) + 2 * size.flops(tail, short),
         size.flops(prefix, 0) + 3 * size.flops(tail, prefix),
     )
-    assert step_flops(size, layout, kept, "prefix_kv").tolist() == list(pruned)
+    assert step_flops(size, layout, kept, ReuseConfig("prefix_kv", "pinned")).tolist() == list(pruned)
+    once = step_flops(size, layout, kept, ReuseConfig("prefix_kv", "pinned", "drop")).tolist()
+    assert once == [pruned[0] - size.flops(short, 0), pruned[1]]
 
 
 def test_a_policy_of_unknown_size_has_unknown_operations(inputs, cells):
@@ -143,5 +153,3 @@ def test_inputs_are_read_once(inputs, monkeypatch):
     decide_cells(fresh, CONFIGS[2:4], None)
     monkeypatch.setattr("replay.source.recorded_scores", None)
     decide_cells(fresh, CONFIGS[4:9], None)
-
-

@@ -184,7 +184,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(small_trace, tmp_path
     (tmp_path / "grid.toml").write_text(TABLE)
     monkeypatch.setattr("replay.sweep.run.LARGEST_CHUNK", 40)
     out = tmp_path / "out"
-    start = "import tests.small; import replay.sweep.run as r; r.LARGEST_CHUNK = 40; from tracekit.cli import main; main()"
+    start = (
+        "import tests.small; import replay.sweep.run as r; r.LARGEST_CHUNK = 40; from tracekit.cli import main; main()"
+    )
     call = command(small_trace, tmp_path / "grid.toml", out, "--processes", "2")
     call[2] = start
     running = subprocess.Popen(call, stdout=subprocess.DEVNULL, cwd=ROOT)

@@ -43,7 +43,7 @@ def test_the_best_is_the_first_of_the_smallest_that_meet_the_constraints():
     assert best(SUMMARY, "unclipped_relative", [parse_constraint("effective_rate<=0.2")]) == 0
     assert best(SUMMARY, "effective_rate", [], largest=True) == 3
     assert best(SUMMARY, "effective_rate", [parse_constraint("effective_rate >= 0.8")]) is None
-    with pytest.raises(ConfigError, match="'effective_rat' is no column.*did you mean 'effective_rate'"):
+    with pytest.raises(ConfigError, match=r"'effective_rat' is no column.*did you mean 'effective_rate'"):
         best(SUMMARY, "effective_rat", [])
     with pytest.raises(ConfigError, match="'name' is no column"):
         best(SUMMARY, "name", [])
