@@ -15,6 +15,8 @@ __all__ = ["build", "hints_of", "nearest", "plain"]
 
 T = TypeVar("T")
 
+_SCALARS = frozenset({str, int, float, bool})
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped `name`: the closest known name, and all of them."""
@@ -54,6 +56,8 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 def plain(value: Any) -> Any:
     """Inverse of `build`: dataclasses to dicts and tuples to lists, recursively."""
+    if value is None or type(value) in _SCALARS:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):

@@ -14,6 +14,8 @@ from tracekit.errors import TracekitError
 
 __all__ = ["canonical_json", "digest_arrays", "digest_json"]
 
+_SCALARS = frozenset({str, int, float, bool})
+
 
 def canonical_json(obj: Any) -> bytes:
     """`obj` as UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes.
@@ -64,6 +66,8 @@ def _plain(value: object) -> object:
 
 def _refuse_other_keys(obj: object) -> None:
     """`json` turns 1 and "1" into the same key; two different objects must not share a digest."""
+    if type(obj) in _SCALARS:
+        return
     if isinstance(obj, dict):
         for key, value in obj.items():
             if not isinstance(key, str):

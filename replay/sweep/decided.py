@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from replay.sweep.inputs import EpisodeInputs
 from tracekit.config import Configuration
 from tracekit.digest import digest_json
 from tracekit.engine import keep_everything
-from tracekit.pruning import Decision, decision_digest
+from tracekit.pruning import Decision, Reduction, decision_digest
 from tracekit.pruning.digest import decision_bytes
 from tracekit.pruning.grid import DecisionGrid, decide_grid
 
@@ -51,10 +52,15 @@ def clustering_of(config: Configuration) -> str | None:
     pruner = config.pruner
     if config.kind != "tri_stage" or "s2" not in pruner.stages:
         return None
-    posed: list[Any] = [pruner.reduction.digest, config.observe.mode, pruner.clustering]
+    posed: list[Any] = [_reduction_digest(pruner.reduction), config.observe.mode, pruner.clustering]
     if pruner.cluster_input == "smoothed" and "s3" in pruner.stages:
         posed += [pruner.beta, pruner.k, pruner.window, pruner.moving_view]
     return digest_json(posed)[:16]
+
+
+@cache
+def _reduction_digest(reduction: Reduction) -> str:
+    return reduction.digest
 
 
 def _group(config: Configuration, index: int) -> Hashable:
@@ -63,7 +69,7 @@ def _group(config: Configuration, index: int) -> Hashable:
         return index
     pruner = config.pruner
     return (
-        pruner.reduction.digest,
+        pruner.reduction,
         config.observe,
         config.reuse,
         config.execution.drop,

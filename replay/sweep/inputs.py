@@ -23,7 +23,7 @@ class EpisodeInputs:
 
     def __init__(self, target: Target, episode: RecordedEpisode) -> None:
         self.target, self.episode = target, episode
-        self._scores: dict[str, Scores] = {}
+        self._scores: dict[Reduction, Scores] = {}
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -67,8 +67,8 @@ class EpisodeInputs:
 
     def scores(self, reduction: Reduction, count: int) -> Scores:
         """(count, N_2D) stored scores of the first `count` steps; raises TraceError naming the reduction if absent."""
-        if reduction.digest not in self._scores:
+        if reduction not in self._scores:
             steps = [self.episode.scores(index, reduction) for index in range(len(self.episode))]
-            self._scores[reduction.digest] = Scores.stack(steps)
-        whole = self._scores[reduction.digest]
+            self._scores[reduction] = Scores.stack(steps)
+        whole = self._scores[reduction]
         return Scores(*(getattr(whole, item.name)[:count] for item in fields(Scores)))

@@ -64,11 +64,15 @@ class SweepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a grid: one row of `frame` per configuration (see `plan_chunk`), and how many were left out."""
+    """A part of a grid: one row of `frame` per configuration (see `plan_chunk`).
+
+    `configs`: those that were built for planning, by row; none where the plan was there already.
+    """
 
     start: int
     stop: int
     frame: pl.DataFrame
+    configs: Sequence[Configuration] = ()
 
     @property
     def skipped(self) -> int:
@@ -85,10 +89,12 @@ def plan_chunk(plan: SweepPlan, folder: SweepFolder, start: int) -> Chunk:
     stop = min(start + plan.chunk, len(plan.grid))
     identity = digest_json([plan.grid.digest, plan.chunk])
     frame = folder.plan(identity, start)
-    if frame is None:
-        frame = _frame(plan.grid, list(plan.grid.configurations(start, stop)))
-        folder.add_plan(identity, start, frame)
-    return Chunk(start, stop, frame)
+    if frame is not None:
+        return Chunk(start, stop, frame)
+    configs = list(plan.grid.configurations(start, stop))
+    frame = _frame(plan.grid, configs)
+    folder.add_plan(identity, start, frame)
+    return Chunk(start, stop, frame, tuple(config for _, config in configs))
 
 
 def method_digest(table: Mapping[str, Any]) -> str:

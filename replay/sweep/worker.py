@@ -88,7 +88,7 @@ class _Worker:
         plan = self._plan
         chunk = plan_chunk(plan, self._folder, start)
         digests = chunk.frame["configuration"].to_list()
-        configs: dict[int, Configuration] = {}
+        configs = dict(enumerate(chunk.configs))
         rows: list[dict[str, Any]] = []
         computed_steps = 0
         for target in plan.targets:
