@@ -11,7 +11,7 @@ from tracekit.pruning.budget import hard_budget, soft_budget
 from tracekit.pruning.stages import background_draws, cluster, fuse, stage1, stage2
 from tracekit.pruning.temporal import smooth
 
-__all__ = ["CLUSTERINGS", "Plan", "conclude", "decide_all", "decide_steps", "draw_steps"]
+__all__ = ["CLUSTERINGS", "Plan", "conclude", "decide_all", "draw_steps"]
 
 CLUSTERINGS = 3
 COMBINED, SEPARATE, SMOOTHED = range(CLUSTERINGS)
@@ -48,8 +48,9 @@ def conclude(rule: Rule, held: Held, draws: npt.NDArray[np.float64], step: int, 
 
 
 @compiled
-def decide_steps(
-    rule: Rule,
+def decide_all(
+    rules: npt.NDArray[np.void],
+    plan: Plan,
     memory: Memory,
     seen: Seen,
     observed: Mask,
@@ -61,37 +62,20 @@ def decide_steps(
     sets: Sets,
     out: Outcome,
 ) -> None:
-    """One configuration over the steps of an episode; `held`, `sets` and `out` have an axis of steps in front."""
-    _smooth_steps(rule, memory, seen, observed, moving, held)
-    _cluster_steps(rule, held, sets)
-    _conclude_steps(rule, held, sets, draws, first_step, patch, out)
+    """Algorithm 1 along one episode for one or more configurations, each into its place of `out`.
 
-
-@compiled
-def decide_all(
-    rules: npt.NDArray[np.void],
-    plan: Plan,
-    seen: Seen,
-    observed: Mask,
-    moving: Mask,
-    draws: npt.NDArray[np.float64],
-    first_step: int,
-    patch: Patches,
-    held: Held,
-    sets: Sets,
-    out: Outcome,
-) -> None:
-    """`decide_steps` of many configurations over one episode that was observed whole, each into its place of `out`.
-
-    `rules` and `plan` are in the order of the smoothings, so that each is done once; patches are clustered once per
-    clustering that occurs; `sets` (3, steps, ...) has room for the three. `draws`: (rows, steps, N).
+    `rules` and `plan` are in the order of the smoothings, so that each is done once. Patches are clustered once per
+    clustering that occurs: `sets` (3, steps, ...) has room for the three; scores as they are do not depend on the
+    smoothing as long as every patch is `observed`, which more than one configuration therefore needs. `memory` is what
+    the first smoothing starts from and is left at the end of the episode; the others start anew. `draws`: (rows,
+    steps, N). An outcome with margins for one configuration and step only has them written over.
     """
     patches = moving.size
     known = np.zeros(3, np.bool_)
     for index in range(len(rules)):
         rule = rules[index]
         place, smoothing, row = plan[index]
-        if index == 0 or smoothing != plan[index - 1, 1]:
+        if index > 0 and smoothing != plan[index - 1, 1]:
             memory = Memory(
                 np.zeros((5, patches)),
                 np.zeros(patches, np.int64),
@@ -99,6 +83,7 @@ def decide_all(
                 np.zeros(patches, np.int32),
                 np.zeros((rule.k if rule.window_mean else 0, 5, patches)),
             )
+        if index == 0 or smoothing != plan[index - 1, 1]:
             _smooth_steps(rule, memory, seen, observed, moving, held)
             known[SMOOTHED] = False
         which = SMOOTHED if rule.smoothed_clusters else SEPARATE if rule.separate else COMBINED
@@ -114,7 +99,7 @@ def decide_all(
             out.keep_2d[place],
             out.keep_3d[place],
             out.tokens[place],
-            out.margins[0],
+            out.margins[min(place, len(out.margins) - 1)],
             out.notes[place],
         )
         _conclude_steps(rule, held, own, draws[row], first_step, patch, here)
@@ -152,7 +137,6 @@ def _conclude_steps(
     patch: Patches,
     out: Outcome,
 ) -> None:
-    """Stages 1 and 2 and what follows; an outcome with margins for one step only has them written over."""
     for t in range(len(held.points)):
         now = Held(held.smoothed[t], held.attention[t], held.points[t])
         here = Outcome(

@@ -17,6 +17,7 @@ __all__ = [
     "Rule",
     "Seen",
     "Sets",
+    "new_held",
     "new_outcome",
     "new_sets",
 ]
@@ -148,6 +149,15 @@ def new_outcome(steps: tuple[int, ...], patches: int, tokens: int, *, margins: b
         tokens=np.ones((*steps, tokens), np.bool_),
         margins=np.full((*(steps if margins else once), len(MARGINS), patches), np.nan),
         notes=np.full((*steps, len(NOTES)), np.nan),
+    )
+
+
+def new_held(steps: int, patches: int) -> Held:
+    """Room for what is held along an episode."""
+    return Held(
+        np.empty((steps, len(INDICATORS), patches)),
+        np.empty((steps, 2, patches)),
+        np.empty((steps, patches), np.int32),
     )
 
 

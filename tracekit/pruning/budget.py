@@ -13,8 +13,8 @@ from tracekit.pruning.stages import background, fuse, stage1
 __all__ = ["hard_budget", "soft_budget"]
 
 KEEP, DROP = 0, 1
-ALONG_BACKGROUND, ALONG_GAP = 0, 1
-MOST_CLUSTERS = 2
+BACKGROUND, OBJECT = 0, 2
+STRATIFIED = 2
 GRID = 1 << 24
 """Background rate and gap are bisected in steps of 2⁻²⁴, which is what a draw can resolve."""
 
@@ -34,37 +34,43 @@ def soft_budget(rule: Rule, held: Held, draws: Floats, out: Outcome) -> None:
     never falls as b or s grows. Of settings equally near, the one that prunes least, then the lowest. What is reached
     stands in the notes.
     """
-    step, gap, most = 0, 0, 0
+    ordered, rates = np.empty(0), np.empty(0)
+    step, gap = 0, 0
     if rule.s2:
-        step, most = _nearest(rule, held, draws, out, ALONG_BACKGROUND, 0), GRID
-    if rule.s1 and rule.has_points and _attempt(rule, held, draws, out, most, 0) < rule.rate:
-        gap = _nearest(rule, held, draws, out, ALONG_GAP, step)
-    out.notes[0] = rule.rate
-    out.notes[1] = _attempt(rule, held, draws, out, step, gap)
-    out.notes[2], out.notes[3] = step / GRID, gap / GRID
+        ordered, rates = _background_rates(rule, held, draws, out)
+        step = _nearest(rule, held, ordered, rates, out)
+        background(rule, draws, step / GRID, out)
+    reached = _at_gap(rule, held, 0, out)
+    if rule.s1 and rule.has_points and (rates[-1] if rule.s2 else reached) < rule.rate:
+        gap = _nearest(rule, held, ordered, np.empty(0), out)
+        reached = _at_gap(rule, held, gap, out)
+    out.notes[0], out.notes[1], out.notes[2], out.notes[3] = rule.rate, reached, step / GRID, gap / GRID
 
 
 @compiled
-def _nearest(rule: Rule, held: Held, draws: Floats, out: Outcome, axis: int, step: int) -> int:
-    """The place in 0 ... GRID whose rate is nearest to the target; of equal ones the one before, then the lowest."""
-    highest = _rate_at(rule, held, draws, out, axis, step, GRID)
+def _nearest(rule: Rule, held: Held, ordered: Floats, rates: Floats, out: Outcome) -> int:
+    """The place in 0 ... GRID whose rate is nearest to the target; of equal ones the one before, then the lowest.
+
+    Places are of the background rate where `rates` are given, and else of the share by which the gap is closed.
+    """
+    highest = _rate_at(rule, held, ordered, rates, out, GRID)
     if highest <= rule.rate:
-        return _first_reaching(rule, held, draws, out, axis, step, highest)
-    place = _first_reaching(rule, held, draws, out, axis, step, rule.rate)
+        return _first_reaching(rule, held, ordered, rates, out, highest)
+    place = _first_reaching(rule, held, ordered, rates, out, rule.rate)
     if place == 0:
-        return 0
-    below = _rate_at(rule, held, draws, out, axis, step, place - 1)
-    if _rate_at(rule, held, draws, out, axis, step, place) - rule.rate < rule.rate - below:
         return place
-    return _first_reaching(rule, held, draws, out, axis, step, below)
+    below = _rate_at(rule, held, ordered, rates, out, place - 1)
+    if _rate_at(rule, held, ordered, rates, out, place) - rule.rate < rule.rate - below:
+        return place
+    return _first_reaching(rule, held, ordered, rates, out, below)
 
 
 @compiled
-def _first_reaching(rule: Rule, held: Held, draws: Floats, out: Outcome, axis: int, step: int, rate: float) -> int:
+def _first_reaching(rule: Rule, held: Held, ordered: Floats, rates: Floats, out: Outcome, rate: float) -> int:
     first, last = 0, GRID
     while first < last:
         middle = (first + last) // 2
-        if _rate_at(rule, held, draws, out, axis, step, middle) < rate:
+        if _rate_at(rule, held, ordered, rates, out, middle) < rate:
             first = middle + 1
         else:
             last = middle
@@ -72,34 +78,64 @@ def _first_reaching(rule: Rule, held: Held, draws: Floats, out: Outcome, axis: i
 
 
 @compiled
-def _rate_at(rule: Rule, held: Held, draws: Floats, out: Outcome, axis: int, step: int, place: int) -> float:
-    """The rate at `place` along the axis that is searched; along the gap the background stays at `step`."""
-    if axis == ALONG_GAP:
-        return _attempt(rule, held, draws, out, step, place)
-    return _attempt(rule, held, draws, out, place, 0)
+def _rate_at(rule: Rule, held: Held, ordered: Floats, rates: Floats, out: Outcome, place: int) -> float:
+    if rates.size == 0:
+        return _at_gap(rule, held, place, out)
+    if rule.draw == STRATIFIED:
+        return float(rates[round(place / GRID * ordered.size)])
+    return float(rates[np.searchsorted(ordered, place / GRID)])
 
 
 @compiled
-def _attempt(rule: Rule, held: Held, draws: Floats, out: Outcome, step: int, gap: int) -> float:
-    """The rate with background rate step/2²⁴ and the gap closed by gap/2²⁴; the outcome is left in `out`."""
-    if rule.s2:
-        background(rule, draws, step / GRID, out)
-    inwards = gap / GRID * (rule.tau_3d - rule.tau_2d) / 2
+def _background_rates(rule: Rule, held: Held, draws: Floats, out: Outcome) -> tuple[Floats, Floats]:
+    """The background's draws in ascending order, and (n + 1,) the rates once so many of the lowest are dropped."""
+    background(rule, draws, 0.0, out)
+    fuse(rule, out)
+    members = np.flatnonzero(out.cluster == BACKGROUND)
+    members = members[np.argsort(draws[members], kind="mergesort")]
+    kept_2d, kept_3d, projected = _kept(held, out)
+    rates = np.empty(members.size + 1)
+    for place in range(rates.size):
+        rates[place] = _rate(rule, out, kept_2d, kept_3d, projected)
+        if place < members.size:
+            patch = members[place]
+            kept_2d -= int(rule.prune_2d and out.keep_2d[patch])
+            kept_3d -= held.points[patch] * int(rule.prune_3d and out.keep_3d[patch])
+    return draws[members], rates
+
+
+@compiled
+def _at_gap(rule: Rule, held: Held, place: int, out: Outcome) -> float:
+    """The rate with the gap between τ_2D and τ_3D closed by place/2²⁴; the outcome is left in `out`."""
+    inwards = place / GRID * (rule.tau_3d - rule.tau_2d) / 2
     stage1(rule, held, rule.tau_2d + inwards, rule.tau_3d - inwards, out)
     fuse(rule, out)
-    kept_2d, projected, kept = 0, 0, 0
+    kept_2d, kept_3d, projected = _kept(held, out)
+    return _rate(rule, out, kept_2d, kept_3d, projected)
+
+
+@compiled
+def _kept(held: Held, out: Outcome) -> tuple[int, int, int]:
+    """Image tokens and projected point tokens that are kept, and how many points are projected."""
+    kept_2d, kept_3d, projected = 0, 0, 0
     for patch in range(out.keep_2d.size):
         kept_2d += int(out.keep_2d[patch])
+        kept_3d += held.points[patch] * int(out.keep_3d[patch])
         projected += held.points[patch]
-        kept += held.points[patch] * int(out.keep_3d[patch])
+    return kept_2d, kept_3d, projected
+
+
+@compiled
+def _rate(rule: Rule, out: Outcome, kept_2d: int, kept_3d: int, projected: int) -> float:
+    """The share of visual tokens that is pruned, unprojected points included."""
     lost = max(rule.n_3d - projected, 0)
     share = 1.0
     if rule.prune_3d and rule.unprojected == DROP:
         share = 0.0
     elif rule.prune_3d and rule.unprojected != KEEP and projected:
-        share = kept / projected
+        share = kept_3d / projected
     tokens = out.keep_2d.size + projected + lost
-    return 1.0 - (kept_2d + kept + share * lost) / tokens
+    return 1.0 - (kept_2d + kept_3d + share * lost) / tokens
 
 
 @compiled
@@ -131,7 +167,7 @@ def _keep_first(
     for index in range(out.size):
         out[index] = False
     for wanted in (True, False):
-        for number in range(MOST_CLUSTERS, -2, -1):
+        for number in range(OBJECT, -2, -1):
             for place in order:
                 if mask[place] == wanted and cluster[place] == number:
                     unranked[ranked[place]] = False

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from tracekit.errors import ConfigError, TraceError
 from tracekit.pruning.along import CLUSTERINGS, decide_all, draw_steps
 from tracekit.pruning.answer import decision_of
-from tracekit.pruning.arrays import INDICATORS, Held, Outcome, new_outcome, new_sets
+from tracekit.pruning.arrays import Outcome, new_held, new_outcome, new_sets
 from tracekit.pruning.base import Decision, Shape
 from tracekit.pruning.rule import moving_patches, rules_of
 from tracekit.pruning.scores import Scores
 from tracekit.pruning.tri_stage import initial_state
 from tracekit.pruning.tri_stage_config import TriStageConfig, check_shape, counts_tokens, is_pruned
-from tracekit.pruning.tri_stage_state import check_scores, point_patches, seen_of
+from tracekit.pruning.tri_stage_state import check_scores, empty_state, memory_of, point_patches, seen_of
 
 __all__ = ["DecisionGrid", "decide_grid"]
 
@@ -111,17 +111,14 @@ def decide_grid(
     decide_all(
         rules_of([configs[place] for place in order], shape),
         np.array([(place, smoothings[place], rows[place]) for place in order], np.int64),
+        memory_of(empty_state(configs[order[0]], shape)),
         seen_of(scores),
         everywhere,
         moving_patches(shape),
         draws,
         first_step,
         max(patches, key=np.size, default=np.zeros((steps, 0), np.int32)),
-        Held(
-            np.empty((steps, len(INDICATORS), shape.n_2d)),
-            np.empty((steps, 2, shape.n_2d)),
-            np.empty((steps, shape.n_2d), np.int32),
-        ),
+        new_held(steps, shape.n_2d),
         new_sets(CLUSTERINGS, steps, shape.n_2d),
         out,
     )

@@ -31,65 +31,72 @@ def smooth(
     before, as a common factor does not change them.
     """
     factor = _attention_factor(memory, seen, observed)
-    raw = np.empty(5)
+    patches = observed.size
+    for patch in range(patches):
+        if observed[patch]:
+            memory.attention[0, patch] = factor * np.float64(seen.attention_2d[patch])
+            memory.attention[1, patch] = factor * np.float64(seen.attention_3d[patch])
+            memory.points[patch] = seen.points[patch]
+            memory.updates[patch] += 1
+    raw = np.empty((5, patches))
+    _indicators(rule, memory, seen, raw)
+    past, present = np.empty(patches), np.empty(patches)
+    anew = np.zeros(patches, np.bool_)
+    for patch in range(patches):
+        n = max(memory.updates[patch], 1)
+        anew[patch] = n == 1 or not rule.s3 or (moving[patch] and not rule.smooth_moving)
+        past[patch], present[patch] = ((n - 1) / n, 1 / n) if n < rule.k else (rule.beta, 1 - rule.beta)
+    if rule.window_mean and rule.s3:
+        _window_means(rule, memory, observed, anew, raw)
+        return
+    for index in range(5):
+        for patch in range(patches):
+            x, before = raw[index, patch], memory.smoothed[index, patch]
+            smoothed = x if anew[patch] else past[patch] * before + present[patch] * x
+            memory.smoothed[index, patch] = smoothed if observed[patch] else before
+
+
+@compiled
+def _indicators(rule: Rule, memory: Memory, seen: Seen, raw: npt.NDArray[np.float64]) -> None:
+    """X of every patch into `raw` (5, N): Eq. 1, 5 and 6 per patch, and the score it is clustered by."""
+    for patch in range(raw.shape[1]):
+        f_2d, f_3d = np.float64(seen.norm_2d[patch]), np.float64(seen.norm_3d[patch])  # float() would stay float32
+        a_2d, a_3d = np.float64(seen.attention_2d[patch]), np.float64(seen.attention_3d[patch])
+        ortho = np.float64(seen.ortho_3d[patch])
+        if rule.clamp:
+            ortho = min(ortho, a_3d)
+        features, attention = f_2d + f_3d, a_2d + a_3d
+        raw[0, patch] = f_2d / features if features > 0 else 0.0
+        raw[1, patch] = f_3d / features if features > 0 else 0.0
+        raw[2, patch] = a_2d / attention if attention > 0 else 0.0
+        raw[3, patch] = ortho / attention if attention > 0 else 0.0
+        raw[4, patch] = memory.attention[0, patch]
+        if not rule.separate:
+            raw[4, patch] += memory.attention[1, patch]
+        if not rule.has_points:
+            raw[2, patch] = memory.attention[0, patch]
+
+
+@compiled
+def _window_means(
+    rule: Rule,
+    memory: Memory,
+    observed: npt.NDArray[np.bool_],
+    anew: npt.NDArray[np.bool_],
+    raw: npt.NDArray[np.float64],
+) -> None:
+    """The mean of the last k values instead of Eq. 8 and 9, added from the oldest to the newest."""
     for patch in range(observed.size):
         if not observed[patch]:
             continue
-        memory.attention[0, patch] = factor * np.float64(seen.attention_2d[patch])
-        memory.attention[1, patch] = factor * np.float64(seen.attention_3d[patch])
-        memory.points[patch] = seen.points[patch]
-        memory.updates[patch] += 1
-        _indicators(rule, memory, seen, patch, raw)
-        still = moving[patch] and not rule.smooth_moving
         n = memory.updates[patch]
+        length = min(n, rule.k)
         for index in range(5):
-            x = raw[index]
-            if n == 1 or not rule.s3 or still:
-                memory.smoothed[index, patch] = x
-            elif rule.window_mean:
-                continue
-            elif n < rule.k:
-                memory.smoothed[index, patch] = ((n - 1) / n) * memory.smoothed[index, patch] + (1 / n) * x
-            else:
-                memory.smoothed[index, patch] = rule.beta * memory.smoothed[index, patch] + (1 - rule.beta) * x
-        if rule.window_mean and rule.s3:
-            _window_mean(rule, memory, patch, raw, still)
-
-
-@compiled
-def _indicators(rule: Rule, memory: Memory, seen: Seen, patch: int, raw: npt.NDArray[np.float64]) -> None:
-    """X of one patch into `raw` (5,): Eq. 1, 5 and 6 per patch, and the score it is clustered by."""
-    f_2d, f_3d = np.float64(seen.norm_2d[patch]), np.float64(seen.norm_3d[patch])  # float() would stay float32 here
-    a_2d, a_3d = np.float64(seen.attention_2d[patch]), np.float64(seen.attention_3d[patch])
-    ortho = np.float64(seen.ortho_3d[patch])
-    if rule.clamp:
-        ortho = min(ortho, a_3d)
-    features, attention = f_2d + f_3d, a_2d + a_3d
-    raw[0] = f_2d / features if features > 0 else 0.0
-    raw[1] = f_3d / features if features > 0 else 0.0
-    raw[2] = a_2d / attention if attention > 0 else 0.0
-    raw[3] = ortho / attention if attention > 0 else 0.0
-    raw[4] = memory.attention[0, patch]
-    if not rule.separate:
-        raw[4] += memory.attention[1, patch]
-    if not rule.has_points:
-        raw[2] = memory.attention[0, patch]
-
-
-@compiled
-def _window_mean(rule: Rule, memory: Memory, patch: int, raw: npt.NDArray[np.float64], still: bool) -> None:
-    """The mean of the last k values instead of Eq. 8 and 9, added from the oldest to the newest."""
-    n = memory.updates[patch]
-    for index in range(5):
-        memory.window[(n - 1) % rule.k, index, patch] = raw[index]
-    if still:
-        return
-    length = min(n, rule.k)
-    for index in range(5):
-        value = 0.0
-        for back in range(length, 0, -1):
-            value += memory.window[(n - back) % rule.k, index, patch]
-        memory.smoothed[index, patch] = value / length
+            memory.window[(n - 1) % rule.k, index, patch] = raw[index, patch]
+            value = 0.0
+            for back in range(length, 0, -1):
+                value += memory.window[(n - back) % rule.k, index, patch]
+            memory.smoothed[index, patch] = raw[index, patch] if anew[patch] else value / length
 
 
 @compiled

@@ -11,11 +11,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.pruning.along import conclude, decide_steps, draw_steps
+from tracekit.pruning.along import CLUSTERINGS, conclude, decide_all, draw_steps
 from tracekit.pruning.answer import decision_of, everything
-from tracekit.pruning.arrays import INDICATORS, MARGINS, Held, Outcome, new_outcome, new_sets
+from tracekit.pruning.arrays import INDICATORS, MARGINS, Held, Outcome, new_held, new_outcome, new_sets
 from tracekit.pruning.base import Decision, DecisionKey, Pruner, Shape, StageTimer, untimed
-from tracekit.pruning.rule import moving_patches, rule_of
+from tracekit.pruning.rule import moving_patches, rule_of, rules_of
 from tracekit.pruning.scores import Scores
 from tracekit.pruning.stages import background_draws, cluster, stage1, stage2
 from tracekit.pruning.temporal import smooth
@@ -109,17 +109,13 @@ def decide_episode(
     """
     state = initial_state(config, shape) if state is None else state
     everywhere = check_scores(scores, state, observed, shape)
-    memory, rule, steps = memory_of(state), rule_of(config, shape), len(scores)
-    draws = np.empty((steps, shape.n_2d))
-    draw_steps(np.uint64(key.seed), np.uint64(key.episode_uid), key.step, config.draw == "sticky", draws)
-    held = Held(
-        np.empty((steps, len(INDICATORS), shape.n_2d)),
-        np.empty((steps, 2, shape.n_2d)),
-        np.empty((steps, shape.n_2d), np.int32),
-    )
-    out = new_outcome((steps,), shape.n_2d, shape.n_3d)
-    decide_steps(
-        rule,
+    memory, steps = memory_of(state), len(scores)
+    draws = np.empty((1, steps, shape.n_2d))
+    draw_steps(np.uint64(key.seed), np.uint64(key.episode_uid), key.step, config.draw == "sticky", draws[0])
+    held, out = new_held(steps, shape.n_2d), new_outcome((1, steps), shape.n_2d, shape.n_3d)
+    decide_all(
+        rules_of((config,), shape),
+        np.zeros((1, 3), np.int64),
         memory,
         seen_of(scores),
         everywhere,
@@ -128,7 +124,7 @@ def decide_episode(
         key.step,
         point_patches(config, shape, patch, (steps,)),
         held,
-        new_sets(steps, shape.n_2d),
+        new_sets(CLUSTERINGS, steps, shape.n_2d),
         out,
     )
     decisions = [
@@ -137,10 +133,10 @@ def decide_episode(
             shape,
             key.step + index,
             Outcome._make(step),
-            _margins(out.margins[index]),
+            _margins(out.margins[0, index]),
             _indicators(held.smoothed[index]),
         )
-        for index, step in enumerate(zip(*out, strict=True))
+        for index, step in enumerate(zip(*(array[0] for array in out), strict=True))
     ]
     return decisions, TriStageState(*memory)
 
