@@ -1,8 +1,20 @@
 """Everything that consumes results: comparisons, tables, figures."""
 
-from reports.diff import Difference, ReplayDiff, diff_replays
+from reports.diff import ConfigurationDiff, Difference, ReplayDiff, diff_replays
+from reports.flips import FLIP_CLASSES, Flip
 from reports.masks import draw_masks, mask_classes
 from reports.sweeps import sweep_table
 from reports.tables import replay_table
 
-__all__ = ["Difference", "ReplayDiff", "diff_replays", "draw_masks", "mask_classes", "replay_table", "sweep_table"]
+__all__ = [
+    "FLIP_CLASSES",
+    "ConfigurationDiff",
+    "Difference",
+    "Flip",
+    "ReplayDiff",
+    "diff_replays",
+    "draw_masks",
+    "mask_classes",
+    "replay_table",
+    "sweep_table",
+]

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -88,12 +89,12 @@ class Grid:
         sizes = [len(values) for values in self._values]
         return math.prod(sizes) if self.kind == "cartesian" else 1 + sum(sizes)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that says which configurations there are, and of their names."""
         return digest_json({**plain(replace(self, where="")), "axes": plain(list(self.axes.items()))})
 
-    @property
+    @cached_property
     def _values(self) -> list[tuple[Any, ...]]:
         return [values if isinstance(values, tuple) else values.values() for values in self.axes.values()]
 

@@ -15,10 +15,19 @@ __all__ = ["diff"]
 def diff(
     a: Annotated[Path, typer.Argument(help="A saved replay.", metavar="A")],
     b: Annotated[Path, typer.Argument(help="Another one, of the same trace.", metavar="B")],
+    tolerant: Annotated[
+        bool, typer.Option("--tolerant", help="Accept mask bits that rounding explains, and what follows from them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two saved replays by digest. Exit 0 equal, 1 different, 2 not comparable."""
+    """Compare two saved replays, and say why mask bits differ. Exit 0 equal, 1 different, 2 not comparable.
+
+    A bit differs by a tie (the test was within 8 ulp), upstream (inputs differ within tolerance, and the margin is
+    smaller than what that can move), logic (equal inputs, another decision) or for real; consequences of an earlier
+    one count apart. With --tolerant, exit 1 means that some differ by logic or for real.
+    """
     from reports import diff_replays
+    from reports.differences import describe, remarks
 
     found = diff_replays(a, b)
     if as_json:
@@ -33,6 +42,12 @@ def diff(
                 f"{first.configuration}: {what} differ first in episode {first.episode}, step {first.step + 1}",
                 highlight=False,
             )
+        for detail in found.details:
+            for line in describe(detail):
+                screen.print(line, highlight=False)
         if found.equal:
             screen.print(f"equal: {', '.join(found.configurations)}", highlight=False)
-    raise typer.Exit(0 if found.equal else 1)
+        for line in remarks(found):
+            screen.print(line, highlight=False)
+    accepted = found.tolerable if tolerant else found.equal
+    raise typer.Exit(0 if accepted else 1)

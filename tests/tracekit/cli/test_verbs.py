@@ -159,14 +159,18 @@ def test_a_preset_is_named_on_the_command_line(run, small_trace):
 def test_diff(run, saved):
     equal = run("diff", saved / "one", saved / "again")
     assert (equal.status, equal.out, equal.err) == (0, "equal: none, half\n", "")
-    assert run("diff", saved / "one", saved / "again", "--json").data == {
-        "equal": True,
-        "configurations": ["none", "half"],
-        "first_difference": [],
-    }
+    data = run("diff", saved / "one", saved / "again", "--json").data
+    assert (data["equal"], data["tolerable"]) == (True, True)
+    assert (data["configurations"], data["first_difference"]) == (["none", "half"], [])
     different = run("diff", saved / "one", saved / "other")
     assert different.status == 1
-    assert different.out == f"half: decisions and actions differ first in episode {EPISODE}, step 1\n"
+    lines = different.out.splitlines()
+    assert lines[0] == f"half: decisions and actions differ first in episode {EPISODE}, step 1"
+    assert lines[1].startswith("half: masks of ")
+    assert " logic, 0 real" in lines[1]
+    assert lines[-1] == "The configurations themselves differ: half."
+    assert run("diff", saved / "one", saved / "other", "--tolerant").status == 1
+    assert run("diff", saved / "one", saved / "again", "--tolerant").status == 0
     data = run("diff", saved / "one", saved / "other", "--json")
     assert data.status == 1
     assert data.data["equal"] is False
