@@ -69,7 +69,7 @@ class Sensitivity:
         """(N,) bound of the margin called `margin`, given this run's clusters."""
         config = self._config
         if margin in {"tau_2d", "tau_3d"}:
-            return self._smoothed[M_3D_S1]
+            return np.asarray(self._smoothed[M_3D_S1], np.float64)
         if margin == "cluster":
             raw = config.cluster_input == "raw"
             return self._cluster(self._raw[CLUSTER_SCORE] if raw else self._smoothed[CLUSTER_SCORE], cluster)
@@ -78,11 +78,11 @@ class Sensitivity:
             counted = np.ones(own.size, np.bool_)
             if config.baseline != "all_patches" and self._has_points:
                 counted = self._points
-            return own + (own[counted].mean() if counted.any() else 0.0)
+            return np.asarray(own + (own[counted].mean() if counted.any() else 0.0), np.float64)
         if margin in {"object_2d", "object_3d"}:
             own = self._smoothed[M_2D_S2 if margin == "object_2d" else M_3D_S2]
             members = own[cluster == 2] if cluster is not None and config.object_rule == "quantiles" else own[:0]
-            return own + (members.max() if members.size else 0.0)
+            return np.asarray(own + (members.max() if members.size else 0.0), np.float64)
         return np.zeros(self._updates.size)  # a draw depends on no score
 
     def _cluster(self, own: Doubles, cluster: npt.NDArray[np.int8] | None) -> Doubles:
