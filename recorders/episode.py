@@ -20,6 +20,7 @@ from tracekit.capture import CaptureSpec
 from tracekit.engine import StepDraws, StepResult
 from tracekit.errors import TraceError
 from tracekit.observation import Observation
+from tracekit.pruned_records import pruned_fields
 from tracekit.pruning import Reduction
 from tracekit.records import Field, field, step_fields
 from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter
@@ -157,6 +158,8 @@ class EpisodeRecording:
             )
         if step.phase is not None:
             fields[keys.PHASE] = field(step.phase, "int8", unit="index into the episode's `phases`", optional=True)
+        if self._controller.config.kind != "none":
+            fields |= pruned_fields(step.result, self._controller.config)
         self._ledger.inspect({key: item.value for key, item in fields.items() if item.value is not None})
         costs = {
             keys.QUEUE_WAIT_NS: step.waited_ns,

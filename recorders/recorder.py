@@ -19,7 +19,7 @@ from recorders.recordable import Recordable
 from tracekit._fields import plain
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
-from tracekit.engine import StepOptions, execution_threads
+from tracekit.engine import StepOptions, execution_threads, needed_capture
 from tracekit.errors import TraceError
 from tracekit.fingerprint import environment_fingerprint
 from tracekit.pruning import Reduction
@@ -60,11 +60,19 @@ class Recorder:
             )
         self._path = Path(path)
         self._controller = controller
+        config = controller.config
+        if config.reuse.kind == "skip_frame":
+            raise TraceError(
+                'reuse.kind = "skip_frame": every second step runs no forward pass, so there is nothing to record of '
+                "it; record with another reuse, and replay with this one"
+            )
         self._capture = capture or CaptureSpec.default()
+        if config.method.observes != "none":  # what was decided from is stored, so that it can be decided from again
+            self._capture = self._capture.merged(needed_capture(config))
         self._driver = driver
         self._source = dict(source or {})
         self._queue_steps, self._overflow = queue_steps, overflow
-        self._reduction = Reduction()
+        self._reduction = config.pruner.reduction if config.method.reads == "scores" else Reduction()
         self._writer: TraceWriter | None = None
 
     def __enter__(self) -> Self:

@@ -20,13 +20,15 @@ __all__ = ["EpisodeReplay", "StepReplay", "replay_episode"]
 class StepReplay:
     """One replayed step beside what was recorded.
 
-    `memory`: the pruner's state before the step. `pinned`: every pass was encoded from the FPS starts of pass 0.
+    `memory`: the pruner's state before the step. `pinned`: every pass was encoded from the FPS starts of pass 0;
+    `recorded_pinned`: so it was in the recorded run.
     """
 
     recorded: RecordedStep
     result: StepResult
     memory: Any
     pinned: bool = False
+    recorded_pinned: bool = False
 
     @property
     def encode_matches(self) -> bool | None:
@@ -35,7 +37,18 @@ class StepReplay:
             return None
         recorded = [digest.tobytes() for digest in self.recorded.rows_digest]
         encoded = [record.rows_digest for record in self.result.encoded]
-        return encoded == [recorded[0 if self.pinned else step] for step in range(len(encoded))]
+        if self.pinned:
+            return all(digest == recorded[0] for digest in encoded)
+        comparable = 1 if self.recorded_pinned else len(recorded)
+        return encoded[:comparable] == recorded[: min(comparable, len(encoded))]
+
+    @property
+    def mask_bits(self) -> tuple[int, int] | None:
+        """(equal, all) bits of the kept tokens over the passes; None if the recorded run was not pruned."""
+        if self.recorded.kept is None:
+            return None
+        equal = self.result.kept == self.recorded.kept
+        return int(equal.sum()), equal.size
 
     @property
     def action_matches(self) -> bool | None:
@@ -59,8 +72,13 @@ def replay_episode(
     episode: RecordedEpisode,
     advance: Callable[[], None],
     index: tuple[int, int] = (0, 0),
+    *,
+    recorded_pinned: bool = False,
 ) -> EpisodeReplay:
-    """Replay all steps of `episode` under `config`; `advance` is called after each. `index`: see `Controller.reset`."""
+    """Replay all steps of `episode` under `config`; `advance` is called after each. `index`: see `Controller.reset`.
+
+    `recorded_pinned`: whether the recorded run pinned the FPS starts of every pass to those of pass 0.
+    """
     controller = Controller(policy, config, StepOptions(encoded="digest"))
     controller.reset(episode.info.uid, index=index)
     steps: list[StepReplay] = []
@@ -68,6 +86,6 @@ def replay_episode(
         memory = controller.memory
         controller.reset(episode.info.uid, steps=recorded.number - 1, memory=memory, index=index)
         result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
-        steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned"))
+        steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned", recorded_pinned))
         advance()
     return EpisodeReplay(episode.info.id, tuple(steps))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from replay.pruned_live import decide_again
 from replay.source import RecordedEpisode, TraceSource
 from tracekit.config import Configuration, load_config
 from tracekit.engine import decision_shape, keep_everything
@@ -23,11 +24,15 @@ def replay_decisions(
 
     The same bits everywhere, and in the environment that recorded the trace those of a forward replay, as long as that
     computes the observed pass as it was recorded: with `reuse = prefix_kv` the pass is split, and its rounding may turn
-    a tie. Raises TraceError if scores of the configuration's reduction, or observables that its pruner requires, were
-    not stored, or steps that it remembers were not recorded.
+    a tie. A trace that was pruned while it was recorded gives the decisions of its own configuration, whatever that
+    observed, and no others. Raises TraceError if scores of the configuration's reduction, or observables that its
+    pruner requires, were not stored, or steps that it remembers were not recorded.
     """
     resolved = config if isinstance(config, Configuration) else load_config(config)
     source = TraceSource(trace)
+    if source.pruned_by is not None:
+        own = source.pruned_by
+        return {episode.info.id: decide_again(episode, resolved, own) for episode in source.episodes(episodes)}
     return {episode.info.id: decide_recorded(episode, resolved) for episode in source.episodes(episodes)}
 
 
@@ -48,6 +53,11 @@ def refuse_undecidable(config: Configuration) -> None:
 def decide_recorded(episode: RecordedEpisode, config: Configuration) -> list[Decision]:
     """The decision of every step of `episode` under `config`, one after the other; raises as `replay_decisions`."""
     refuse_undecidable(config)
+    if episode.pruned_live:
+        raise TraceError(
+            f"episode {episode.info.id!r} was pruned while it was recorded, and its passes show the kept tokens only; "
+            "use a forward replay, or an unpruned recording"
+        )
     shape = decision_shape(TokenLayout.from_json(episode.info.attributes["layout"]))
     memory: Any = config.method.initial_state(config.pruner, shape)
     seed = int(getattr(config.pruner, "seed", 0))

@@ -10,8 +10,8 @@ from replay.accuracy import EpisodeReplay, replay_episode
 from replay.results import ReplayResult
 from replay.source import TraceSource
 from replay.summary import Speedup, Summary, speedup, summarise
-from replay.timing import TimingOptions, VariantTiming, time_variants
-from tracekit.config import Configuration, ReuseConfig, load_config
+from replay.timing import TimingOptions, VariantTiming, sample_of, time_variants
+from tracekit.config import ACROSS_STEPS, Configuration, ObserveConfig, ReuseConfig, load_config
 from tracekit.errors import ConfigError
 from tracekit.policy import Policy, Precision
 
@@ -23,25 +23,38 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """What a configuration is measured against, unpruned: as released, with cached encoders, with its reuse."""
+    """What a configuration is measured against.
+
+    Unpruned: as released (`full`), with cached `encoders`, with its `reuse` within a step, and `unpruned`, with all of
+    its reuse. Pruned: `every_step`, without the reuse across steps.
+    """
 
     full: Configuration
     encoders: Configuration
     reuse: Configuration
+    unpruned: Configuration
+    every_step: Configuration
 
     @classmethod
     def of(cls, config: Configuration) -> _References:
         unpruned = Configuration(execution=config.execution)
         cached = replace(unpruned, reuse=ReuseConfig(kind="encoders", fps="pinned"))
+        across = config.reuse.kind in ACROSS_STEPS
+        within = ReuseConfig(fps=config.reuse.fps) if across else replace(config.reuse, kv="reprefill")
+        reuse = replace(unpruned, reuse=within)
+        observe = ObserveConfig() if config.observe.mode == "current" else config.observe
         return cls(
             full=unpruned,
-            encoders=unpruned if config.reuse.kind == "none" else cached,
-            reuse=replace(unpruned, reuse=config.reuse),
+            encoders=unpruned if within.kind == "none" else cached,
+            reuse=reuse,
+            unpruned=replace(unpruned, reuse=config.reuse) if config.reuse.kind == "skip_frame" else reuse,
+            every_step=replace(config, reuse=within, observe=observe) if across else config,
         )
 
     def timed_for(self, config: Configuration) -> tuple[Configuration, ...]:
         """What to time for the factors; without reuse the first two are 1 by definition, whatever the FPS starts."""
-        return (self.full, self.encoders, self.full if config.reuse.kind == "none" else self.reuse, config)
+        reuse = self.full if self.reuse.reuse.kind == "none" else self.reuse
+        return (self.full, self.encoders, reuse, self.every_step, config)
 
 
 class Replay:
@@ -69,9 +82,13 @@ class Replay:
     def run(self, *configs: str | Path | Configuration, timing: TimingOptions | None = None) -> ReplayResult:
         """Replay every configuration (a Configuration, a TOML file, or a preset's name).
 
-        Without `timing` no time is measured. Unpruned references are always replayed: they are what deviations and
+        Without any, a trace that was pruned while it was recorded is replayed under its own configuration. Without
+        `timing` no time is measured. Unpruned references are always replayed: they are what deviations and
         speedups are measured against. Raises ConfigError if two configurations share a name.
         """
+        pruned_by = self.source.pruned_by
+        if not configs and pruned_by is not None:
+            configs = (pruned_by,)
         resolved = [config if isinstance(config, Configuration) else load_config(config) for config in configs]
         names = [config.name for config in resolved]
         for name in names:
@@ -81,7 +98,10 @@ class Replay:
                 )
         if not resolved:
             raise ConfigError("no configuration to replay; give --config FILE or a preset's name")
-        needed = [config for own in resolved for config in (_References.of(own).reuse, own)]
+        needed = []
+        for own in resolved:
+            references = _References.of(own)
+            needed += [references.unpruned, *((references.every_step,) if timing is not None else ()), own]
         steps = sum(map(len, self._episodes)) * len({config.digest for config in needed} - self._done.keys())
         report = _Counter(self._progress, "replaying", steps)
         for config in needed:
@@ -103,8 +123,9 @@ class Replay:
         if config.digest not in self._done:
             policy = self._policy(config)
             number = len(self._done)
+            pinned = self.source.execution["reuse"]["fps"] == "pinned"
             self._done[config.digest] = tuple(
-                replay_episode(policy, config, episode, report.advance, (number, index))
+                replay_episode(policy, config, episode, report.advance, (number, index), recorded_pinned=pinned)
                 for index, episode in enumerate(self._episodes)
             )
 
@@ -116,23 +137,25 @@ class Replay:
                 steps = self._done[variant.digest if variant.digest in self._done else config.digest]
                 variants[variant.digest] = (self._policy(variant), variant, steps)
         uids = [episode.info.uid for episode in self._episodes]
-        count = options.rounds * len(variants) * options.steps
+        samples = [sample_of(variant, steps, options.steps) for _, variant, steps in variants.values()]
+        count = options.rounds * sum(map(len, samples))
         return time_variants(variants, uids, options, _Counter(self._progress, "timing", count).advance)
 
     def _summary(self, config: Configuration, timings: dict[str, VariantTiming]) -> Summary:
         references = _References.of(config)
         factors: Speedup | None = None
         if timings:
-            full, encoders, reuse, own = (timings[item.digest] for item in references.timed_for(config))
-            factors = speedup(own, full, encoders, reuse)
+            full, encoders, reuse, every, own = (timings[item.digest] for item in references.timed_for(config))
+            factors = speedup(own, full, encoders, reuse, every if config.reuse.kind in ACROSS_STEPS else None)
         return summarise(
             config,
             self._done[config.digest],
-            self._done[references.reuse.digest],
+            self._done[references.unpruned.digest],
             self._policy(config).action_spec,
             self.source.execution,
             timings.get(config.digest),
             factors,
+            self.source.pruned_by,
         )
 
 

@@ -39,7 +39,8 @@ class RecordedStep:
     """One recorded control step, 0-based `index` within its episode. What the trace lacks is None.
 
     `number`: the 1-based control step that it was; beyond index + 1 where earlier steps were not recorded. `seen`: what
-    its unpruned pass 0 showed, in the form that a pruner reads. `displacement_m`: the translation executed before.
+    its unpruned pass 0 showed, in the form that a pruner reads. `kept`: (passes, N_visual) tokens that were there, of a
+    step that was pruned while it was recorded. `displacement_m`: the translation executed before.
     """
 
     index: int
@@ -50,6 +51,7 @@ class RecordedStep:
     action: npt.NDArray[np.float64] | None
     seen: Scores | Observables | None
     rows_digest: npt.NDArray[np.uint8] | None
+    kept: npt.NDArray[np.bool_] | None = None
     displacement_m: float | None = None
 
 
@@ -84,14 +86,29 @@ class RecordedEpisode:
             action=self._optional(keys.ACTION_POLICY, index),
             seen=self.seen(index, config) if shown and config is not None else None,
             rows_digest=self._optional(keys.ROWS_DIGEST, index),
+            kept=self._optional(keys.KEPT, index),
             displacement_m=moved,
         )
 
     def steps(self, config: Configuration | None = None, *, shown: bool = False) -> Iterator[RecordedStep]:
-        """All steps in order; see `step`. Raises TraceError where `config` remembers steps that were not recorded."""
+        """All steps in order; see `step`.
+
+        Raises TraceError where `config` remembers steps that were not recorded, or must be shown unpruned passes and
+        the episode was pruned while it was recorded.
+        """
         if config is not None:
             self.refuse_gaps(config)
+        if shown and self.pruned_live:
+            raise TraceError(
+                f"episode {self.info.id!r} was pruned while it was recorded, so its passes show the kept tokens only; "
+                'observe.feedback = "recorded" needs an unpruned recording, use "own"'
+            )
         return (self.step(index, config, shown=shown) for index in range(len(self)))
+
+    @property
+    def pruned_live(self) -> bool:
+        """Whether the episode was pruned while it was recorded."""
+        return keys.KEPT in self.stored
 
     def number(self, index: int) -> int:
         """The 1-based control step of row `index`."""
@@ -111,7 +128,7 @@ class RecordedEpisode:
         shape = decision_shape(TokenLayout.from_json(self.info.attributes["layout"]))
         remembers = config.method.initial_state(config.pruner, shape) is not None
         lagged = config.method.observes == "forward" and config.observe.mode == "lagged"
-        if not remembers and not lagged:
+        if not remembers and not lagged and config.reuse.kind not in {"mask", "skip_frame"}:
             return
         for index in range(len(self)):
             if self.number(index) != index + 1:
@@ -141,11 +158,18 @@ class TraceSource:
         self.path = Path(path)
         self.trace = Trace.open(self.path)
         kind = self.trace.attributes.get("kind")
-        if kind != "full":
+        if kind not in {"full", "pruned_live"}:
             raise TraceError(
-                f"{self.path}: a trace of kind {kind!r} cannot be replayed under other configurations; "
-                "record an unpruned run (kind 'full')"
+                f"{self.path}: a trace of kind {kind!r} has no forward passes to replay; record a policy (kind 'full' "
+                "or 'pruned_live')"
             )
+
+    @cached_property
+    def pruned_by(self) -> Configuration | None:
+        """The configuration that pruned the recorded run; None where nothing was pruned."""
+        if self.trace.attributes["kind"] == "full":
+            return None
+        return Configuration.from_table(self.trace.attributes["configuration"], str(self.path))
 
     @cached_property
     def execution(self) -> dict[str, Any]:

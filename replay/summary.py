@@ -27,7 +27,8 @@ class Rates:
     """Kept tokens and pruning rates.
 
     `kept_2d`, `kept_3d`, `rate_2d`, `rate_3d`: means over the steps at which pruning was active, over their pruned
-    passes (to compare with the paper). `effective_rate`: pruned / all visual token-passes, unpruned ones included.
+    passes (to compare with the paper). `effective_rate`: pruned / all visual token-passes, unpruned ones included; a
+    token that is dropped behind a decoder block counts as pruned for the share of blocks that it missed.
     """
 
     kept_2d: float
@@ -39,12 +40,20 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """Factors against the unpruned policy as released; total = encoders x reuse x pruning up to the rounds' noise."""
+    """Factors against the unpruned policy as released; their product is the total, up to the rounds' noise.
+
+    `skipping`: of the reuse across steps (`mask`, `skip_frame`), which is no pruning; None without.
+    """
 
     total: float
     encoders: float
     reuse: float
     pruning: float
+    skipping: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """The factors that there are."""
+        return {name: factor for name, factor in asdict(self).items() if factor is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class Summary:
     deviation: Mapping[str, Any]
     deviation_unpruned: Mapping[str, Any]
     encode_matches: bool | None
-    matches_recording: bool | None
+    matches_recording: bool | Mapping[str, Any] | None
     decisions_digest: str
     actions_digest: str
 
@@ -68,6 +77,7 @@ class Summary:
         return {
             "name": self.config.name,
             "digest": self.config.digest,
+            "labels": list(self.config.labels),
             **asdict(self.rates),
             "decision_ms": None if timing is None else timing.stage_ms(*DECISION_STAGES),
             "observe_ms": None if timing is None else timing.stage_ms("observe"),
@@ -75,7 +85,7 @@ class Summary:
             "stages_ms": None
             if timing is None
             else {**{s: timing.stage_ms(s) for s in STAGES}, "other": timing.other_ms},
-            "speedup": None if self.speedup is None else asdict(self.speedup),
+            "speedup": None if self.speedup is None else self.speedup.to_json(),
             "deviation": dict(self.deviation),
             "deviation_unpruned": dict(self.deviation_unpruned),
             "encode_matches": self.encode_matches,
@@ -93,8 +103,12 @@ def summarise(
     recorded_execution: Mapping[str, Any],
     timing: VariantTiming | None,
     factors: Speedup | None,
+    pruned_by: Configuration | None = None,
 ) -> Summary:
-    """Figures of `config` from its accuracy pass and that of the unpruned run under the same reuse."""
+    """Figures of `config` from its accuracy pass and that of the unpruned run under the same reuse.
+
+    `recorded_execution`, `pruned_by`: how the recorded run was computed, and by what it was pruned.
+    """
     steps = _steps(episodes)
     return Summary(
         config=config,
@@ -104,7 +118,7 @@ def summarise(
         deviation=_deviation(spec, steps),
         deviation_unpruned=_deviation(spec, _steps(unpruned)),
         encode_matches=_all(step.encode_matches for step in steps),
-        matches_recording=_matches(config, steps, recorded_execution),
+        matches_recording=_matches(config, steps, recorded_execution, pruned_by),
         decisions_digest=decision_digest([step.result.decision for step in steps]),
         actions_digest=actions_digest(steps),
     )
@@ -118,23 +132,34 @@ def rates(steps: Sequence[StepReplay]) -> Rates:
     active = [kept for kept in active if len(kept)] or [np.ones((1, n_visual), bool)]
     kept_2d = float(np.mean([kept[:, :n_2d].sum(axis=1).mean() for kept in active]))
     kept_3d = float(np.mean([kept[:, n_2d:].sum(axis=1).mean() for kept in active]))
-    everything = np.concatenate([step.result.kept for step in steps])
+    present = [step.result.kept + ~step.result.kept * step.result.whole_share for step in steps]
     return Rates(
         kept_2d=kept_2d,
         kept_3d=kept_3d,
         rate_2d=1 - kept_2d / n_2d,
         rate_3d=1 - kept_3d / (n_visual - n_2d) if n_visual > n_2d else 0.0,
-        effective_rate=1 - float(everything.mean()),
+        effective_rate=1 - float(np.concatenate(present).mean()),
     )
 
 
-def speedup(pruned: VariantTiming, full: VariantTiming, encoders: VariantTiming, reuse: VariantTiming) -> Speedup:
-    """Medians over the rounds of ratios within a round; `full`, `encoders`, `reuse`: unpruned, under that reuse."""
+def speedup(
+    pruned: VariantTiming,
+    full: VariantTiming,
+    encoders: VariantTiming,
+    reuse: VariantTiming,
+    every_step: VariantTiming | None = None,
+) -> Speedup:
+    """Medians over the rounds of ratios within a round; `full`, `encoders`, `reuse`: unpruned, under that reuse.
+
+    `every_step`: `pruned` without its reuse across steps, where it has one.
+    """
+    computed = pruned if every_step is None else every_step
     return Speedup(
         total=float(np.median(full.wall_ms / pruned.wall_ms)),
         encoders=float(np.median(full.wall_ms / encoders.wall_ms)),
         reuse=float(np.median(encoders.wall_ms / reuse.wall_ms)),
-        pruning=float(np.median(reuse.wall_ms / pruned.wall_ms)),
+        pruning=float(np.median(reuse.wall_ms / computed.wall_ms)),
+        skipping=None if every_step is None else float(np.median(every_step.wall_ms / pruned.wall_ms)),
     )
 
 
@@ -169,11 +194,24 @@ def _deviation(spec: ActionSpec, steps: Sequence[StepReplay]) -> dict[str, Any]:
     )
 
 
-def _matches(config: Configuration, steps: Sequence[StepReplay], recorded: Mapping[str, Any]) -> bool | None:
+def _matches(
+    config: Configuration, steps: Sequence[StepReplay], recorded: Mapping[str, Any], pruned_by: Configuration | None
+) -> bool | Mapping[str, Any] | None:
+    """Whether actions are bitwise the recorded ones, and of a run that was pruned also the share of equal mask bits.
+
+    None where the configuration computes something else: another reuse or execution, or, pruned, anything else.
+    """
+    actions = _all(step.action_matches for step in steps)
+    if pruned_by is not None:
+        bits = [step.mask_bits for step in steps]
+        if config.digest != pruned_by.digest or None in bits:
+            return None
+        equal, every = (sum(column) for column in zip(*[pair for pair in bits if pair is not None], strict=True))
+        return {"mask_bits": equal / every, "actions_bitwise": actions}
     table = config.to_json()
     if {"reuse": table["reuse"], **table["execution"]} != dict(recorded):
         return None
-    return _all(step.action_matches for step in steps)
+    return actions
 
 
 def _all(answers: Any) -> bool | None:

@@ -1,12 +1,14 @@
 """The timing pass: a sample of steps, all variants interleaved, at least five rounds, ratios within one round.
 
-Rates of single runs drift on a shared machine; a ratio of two variants timed one after the other does not. Nothing here
-feeds a decision: the pruner's state before each sampled step comes from the accuracy pass.
+Rates of single runs drift on a shared machine; a ratio of two variants timed one after the other does not. Steps of
+every kind that a variant takes (cold start, refresh, pruned, repeated) are in its sample, weighted by their share, so
+that the mean is that of whole episodes. Nothing here feeds a decision: the pruner's state before each sampled step
+comes from the accuracy pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,7 @@ from tracekit.engine import Controller
 from tracekit.policy import Policy
 from tracekit.profiling import STAGES
 
-__all__ = ["SampledStep", "TimingOptions", "VariantTiming", "sample_steps", "time_variants"]
+__all__ = ["SampledStep", "TimingOptions", "VariantTiming", "sample_of", "sample_steps", "time_variants"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +68,52 @@ class VariantTiming:
         return float(np.median(self.wall_ms - self.stages_ms.sum(axis=1)))
 
 
-def sample_steps(lengths: Sequence[int], wanted: int) -> tuple[SampledStep, ...]:
+def sample_steps(
+    lengths: Sequence[int], wanted: int, kinds: Sequence[Sequence[Hashable]] | None = None
+) -> tuple[SampledStep, ...]:
     """Steps to time: one first step, which starts cold, and `wanted` - 1 later ones spread evenly over the episodes.
 
-    `lengths`: steps of every episode. Weights are shares of all steps: the weighted mean is that of whole episodes.
+    `lengths`: steps of every episode. `kinds`: per episode and step, what makes it cost what it costs (a refresh, a
+    repeated action); every kind among the later steps is then timed at least once. Weights are shares of all steps: the
+    weighted mean is that of whole episodes.
     """
     total = sum(lengths)
-    later = [(episode, step) for episode, length in enumerate(lengths) for step in range(1, length)]
-    chosen = min(max(wanted - 1, 1), len(later))
-    first = SampledStep(0, 0, len(lengths) / total if chosen else 1.0)
-    picks = [later[int((index + 0.5) * len(later) / chosen)] for index in range(chosen)]
-    return (first, *(SampledStep(episode, step, len(later) / total / chosen) for episode, step in picks))
+    later: dict[Hashable, list[tuple[int, int]]] = {}
+    for episode, length in enumerate(lengths):
+        for step in range(1, length):
+            later.setdefault(None if kinds is None else kinds[episode][step], []).append((episode, step))
+    first = SampledStep(0, 0, len(lengths) / total if later else 1.0)
+    chosen = dict.fromkeys(later, 1)
+    for _ in range(wanted - 1 - len(later)):
+        rest = [kind for kind in later if chosen[kind] < len(later[kind])]
+        if not rest:
+            break
+        chosen[max(rest, key=lambda kind: len(later[kind]) / chosen[kind])] += 1
+    picks = []
+    for kind, steps in later.items():
+        places = [int((index + 0.5) * len(steps) / chosen[kind]) for index in range(chosen[kind])]
+        picks += [SampledStep(*steps[place], len(steps) / total / chosen[kind]) for place in places]
+    return (first, *sorted(picks, key=lambda pick: (pick.episode, pick.step)))
+
+
+def sample_of(config: Configuration, episodes: Sequence[EpisodeReplay], wanted: int) -> tuple[SampledStep, ...]:
+    """The steps of `episodes` to time for `config`; where nothing is pruned or repeated, all later steps are alike."""
+    lengths = [len(episode.steps) for episode in episodes]
+    if not _carries(config):
+        return sample_steps(lengths, wanted)
+    kinds = [[_kind(step) for step in episode.steps] for episode in episodes]
+    return sample_steps(lengths, wanted, kinds)
+
+
+def _kind(step: StepReplay) -> Hashable:
+    """What a step costs: repeated, unpruned, or pruned from some pass on."""
+    result = step.result
+    return result.repeated, result.pruned_from, bool(result.kept[-1].all())
+
+
+def _carries(config: Configuration) -> bool:
+    """Whether a step depends on the ones before it or is pruned; without, any step of the trace stands for another."""
+    return config.kind != "none" or config.reuse.kind == "skip_frame"
 
 
 def time_variants(
@@ -86,8 +123,7 @@ def time_variants(
     advance: Callable[[], None],
 ) -> dict[str, VariantTiming]:
     """Time every variant on the sampled steps; `uids`: of the episodes. `advance` is called once per timed step."""
-    lengths = [len(episode.steps) for episode in next(iter(variants.values()))[2]]
-    sample = sample_steps(lengths, options.steps)
+    samples = {name: sample_of(config, steps, options.steps) for name, (_, config, steps) in variants.items()}
     walls: dict[str, list[float]] = {name: [] for name in variants}
     stages: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in variants}
     for round_index in range(options.rounds):
@@ -97,7 +133,7 @@ def time_variants(
             policy, config, episodes = variants[name]
             number = names.index(name)
             wall, parts = 0.0, np.zeros(len(STAGES))
-            for chosen in sample:
+            for chosen in samples[name]:
                 step = episodes[chosen.episode].steps[chosen.step]
                 step_wall, step_parts = _time_step(policy, config, step, uids[chosen.episode], (number, chosen.episode))
                 wall += chosen.weight * step_wall
@@ -114,7 +150,7 @@ def _time_step(
     """(wall ms, stages ms) of one step, from the pruner's state that it had."""
     controller = Controller(policy, config)
     recorded = step.recorded
-    memory = None if config.kind == "none" else step.memory
+    memory = step.memory if _carries(config) else None
     controller.reset(uid, steps=recorded.number - 1, memory=memory, index=index)
     result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
     return result.wall_ns / 1e6, result.times_ns.sum(axis=1) / 1e6

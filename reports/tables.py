@@ -26,8 +26,8 @@ def replay_table(result: ReplayResult) -> Group:
     cost = _table(f"Open-loop, {steps}: tokens and time", *COST_COLUMNS)
     actions = _table(f"Open-loop, {steps}: actions against the recording", *ACTION_COLUMNS)
     for row in rows:
-        cost.add_row(row["name"], *_cost_cells(row))
-        actions.add_row(row["name"], *_action_cells(row))
+        cost.add_row(_label(row), *_cost_cells(row))
+        actions.add_row(_label(row), *_action_cells(row))
     return Group(cost, actions, Text(_notes(rows), style="dim"))
 
 
@@ -48,8 +48,17 @@ def _cost_cells(row: dict[str, Any]) -> list[str]:
         UNKNOWN if row["decision_ms"] is None else f"{row['decision_ms']:.2f}",
         UNKNOWN if step is None else f"{step['median']:.0f} ± {step['spread'] / 2:.0f}",
         UNKNOWN if factors is None else f"{factors['total']:.2f} ×",
-        "" if factors is None else f"= {factors['encoders']:.2f} × {factors['reuse']:.2f} × {factors['pruning']:.2f}",
+        "" if factors is None else _product(factors),
     ]
+
+
+def _label(row: dict[str, Any]) -> str:
+    """The configuration's name, and how it was computed where that changes what the numbers mean."""
+    return f"{row['name']} ({', '.join(row['labels'])})" if row["labels"] else str(row["name"])
+
+
+def _product(factors: dict[str, float]) -> str:
+    return "= " + " × ".join(f"{factor:.2f}" for name, factor in factors.items() if name != "total")
 
 
 def _action_cells(row: dict[str, Any]) -> list[str]:
@@ -75,7 +84,14 @@ def _notes(rows: list[dict[str, Any]]) -> str:
     ]
     if any(row["encode_matches"] is False for row in rows):
         lines.append("Recomputed encoder outputs differ from the recorded ones: another observation or environment.")
-    exact = [row["name"] for row in rows if row["matches_recording"]]
+    if any("mask-only" in row["labels"] for row in rows):
+        lines.append("mask-only: dropped tokens were computed and hidden from the others; nothing is saved.")
+    exact = [row["name"] for row in rows if row["matches_recording"] is True]
     if exact:
         lines.append(f"Bitwise equal to the recorded actions: {', '.join(exact)}.")
+    for row in rows:
+        if isinstance(row["matches_recording"], dict):
+            bits, actions = row["matches_recording"]["mask_bits"], row["matches_recording"]["actions_bitwise"]
+            said = "bitwise equal" if actions else "not bitwise equal"
+            lines.append(f"{row['name']} pruned the recorded run: {bits:.2%} of its mask bits equal, actions {said}.")
     return "\n".join(lines)

@@ -19,9 +19,20 @@ from tracekit.digest import digest_json
 from tracekit.errors import ConfigError
 from tracekit.pruning import PRUNERS, NoneConfig, Pruner
 
-__all__ = ["Configuration", "ExecutionConfig", "ObserveConfig", "ReuseConfig", "load_config", "preset_names"]
+__all__ = [
+    "ACROSS_STEPS",
+    "Configuration",
+    "ExecutionConfig",
+    "ObserveConfig",
+    "ReuseConfig",
+    "load_config",
+    "preset_names",
+]
 
 ReuseKind = Literal["none", "encoders", "prefix_kv", "mask", "skip_frame"]
+
+ACROSS_STEPS = frozenset({"mask", "skip_frame"})
+"""Kinds of reuse from one control step to the next; the others reuse within a step."""
 
 LONGEST_NAME = 100
 
@@ -160,6 +171,17 @@ class Configuration:
     def method(self) -> Pruner:
         """The pruner's functions and requirements."""
         return PRUNERS[self.kind]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What stands beside every result: how it was computed, where that changes what the numbers mean."""
+        found = {
+            "mask-only": self.execution.drop == "mask",
+            "throughput": self.execution.mode == "throughput",
+            "kv = drop": self.reuse.kv == "drop",
+            f"reuse = {self.reuse.kind}": self.reuse.kind in ACROSS_STEPS,
+        }
+        return tuple(label for label, holds in found.items() if holds)
 
     @cached_property
     def digest(self) -> str:

@@ -16,12 +16,15 @@ __all__ = [
     "ENCODE_NS",
     "FPS_STARTS",
     "HANDOVER_NS",
+    "KEPT",
     "LAST_ROW",
     "MEAN_ALL_ROWS",
+    "OBSERVED",
     "PHASE",
     "POINTS",
     "POINT_CENTRES",
     "POINT_PATCH",
+    "PRUNED_FROM",
     "QK_TEXT_LAYER0",
     "QUEUE_WAIT_NS",
     "ROWS",
@@ -31,11 +34,14 @@ __all__ = [
     "STEP_NUMBER",
     "TEXT_IDS",
     "WALL_NS",
+    "decision",
     "depth",
     "generator",
     "hidden",
     "image",
+    "margin",
     "norms",
+    "pruner_state",
     "score",
     "segmentation",
     "time_ns",
@@ -62,6 +68,9 @@ ACTION_NOISE = "action/noise"
 ACTION_SAMPLES = "action/samples"
 ACTION_POLICY = "action/policy"
 ACTION_EXECUTED = "action/executed"
+KEPT = "decision/kept"
+OBSERVED = "decision/observed"
+PRUNED_FROM = "decision/pruned_from"
 STAGES_NS = "timing/stages_ns"
 WALL_NS = "timing/wall_ns"
 CAPTURE_HOOKS_NS = "timing/capture_hooks_ns"
@@ -79,6 +88,21 @@ def generator(name: str) -> str:
 def image(view: str) -> str:
     """RGB image of a view (LeRobot's observation.images.<view>)."""
     return f"observation/images/{view}"
+
+
+def decision(name: str) -> str:
+    """A mask of the pruner's answer, or a reason for it."""
+    return f"decision/{name}"
+
+
+def margin(name: str) -> str:
+    """Signed distance of every patch to the threshold called `name`."""
+    return f"margin/{name}"
+
+
+def pruner_state(name: str) -> str:
+    """An array of the pruner's state after the step."""
+    return f"pruner_state/{name}"
 
 
 def depth(view: str) -> str:

@@ -339,8 +339,15 @@ def recorded_observables(episode: Episode, step: int, required: frozenset[str], 
         centres=None if centres is None else centres[0],
         images=np.stack([image for image in images if image is not None]) if images else None,
         displacement_m=recorded_displacement_m(episode, step, spec) if "displacement_m" in required else None,
+        kept=_fed(episode, step),
         **{name: None if values is None else values[0] for name, values in first.items()},
     )
+
+
+def _fed(episode: Episode, step: int) -> npt.NDArray[np.bool_] | None:
+    """(N,) visual tokens of pass 0; None for all, as wherever nothing was pruned while recording."""
+    kept = episode.read(keys.KEPT, step)[0] if keys.KEPT in episode else None
+    return None if kept is None or bool(kept.all()) else kept
 
 
 _OF_PASS_0 = {

@@ -274,13 +274,12 @@ def test_recorded_starts_are_used_and_not_drawn_again(small_trace, rows, tmp_pat
     assert row["encode_matches"] is False
 
 
-def test_only_unpruned_recordings_can_be_replayed(tmp_path, small_policy, small_trace):
+def test_only_recordings_of_a_policy_can_be_replayed(tmp_path, small_policy, small_trace):
     trace = Trace.open(small_trace)
-    for kind in ("pruned_live", "observation"):
-        with TraceWriter.create(tmp_path / kind, {**trace.attributes, "kind": kind}):
-            pass
-        with pytest.raises(TraceError, match=f"kind '{kind}'"):
-            Replay(tmp_path / kind)
+    with TraceWriter.create(tmp_path / "observation", {**trace.attributes, "kind": "observation"}):
+        pass
+    with pytest.raises(TraceError, match="kind 'observation'"):
+        Replay(tmp_path / "observation")
     with TraceWriter.create(tmp_path / "empty", trace.attributes):
         pass
     with pytest.raises(TraceError, match="no committed episode"):

@@ -175,12 +175,24 @@ def timing(*wall, stages=None):
 def test_speedup_is_the_median_of_ratios_within_a_round():
     full, encoders, reuse = timing(80, 160, 800), timing(40, 80, 400), timing(20, 40, 200)
     found = speedup(timing(10, 20, 100), full, encoders, reuse)
-    assert asdict(found) == {"total": 8, "encoders": 2, "reuse": 2, "pruning": 2}
+    assert found.to_json() == {"total": 8, "encoders": 2, "reuse": 2, "pruning": 2}
     slow, still = timing(2, 30, 400), timing(1, 10, 100)  # ratios 2, 3, 4; ratio of the medians 3
     drifting = timing(10, 1, 100)  # against slow: 0.2, 30, 4; the medians' ratio would be 3
     assert speedup(still, slow, slow, slow).total == 3
-    assert asdict(speedup(drifting, slow, slow, slow)) == {"total": 4, "encoders": 1, "reuse": 1, "pruning": 4}
-    assert asdict(speedup(slow, slow, drifting, slow)) == {"total": 1, "encoders": 4, "reuse": 0.25, "pruning": 1}
+    assert speedup(drifting, slow, slow, slow).to_json() == {"total": 4, "encoders": 1, "reuse": 1, "pruning": 4}
+    assert speedup(slow, slow, drifting, slow).to_json() == {"total": 1, "encoders": 4, "reuse": 0.25, "pruning": 1}
+
+
+def test_reuse_across_steps_is_a_factor_of_its_own():
+    found = speedup(timing(5), timing(80), timing(80), timing(80), every_step=timing(20))
+    assert found.to_json() == {"total": 16, "encoders": 1, "reuse": 1, "pruning": 4, "skipping": 4}
+
+
+def test_a_token_dropped_behind_a_block_was_there_for_the_blocks_before():
+    whole = step(192, 3, pruned_from=0)
+    inside = replace(whole, result=replace(whole.result, whole_share=0.5))
+    assert rates([inside]).effective_rate == rates([whole]).effective_rate / 2
+    assert rates([inside]).rate_2d == rates([whole]).rate_2d
 
 
 WALL = st.floats(1, 1000)

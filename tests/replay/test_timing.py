@@ -40,6 +40,21 @@ def test_everything_can_be_sampled():
     assert [step.weight for step in sample] == pytest.approx([2 / 5, 1 / 5, 1 / 5, 1 / 5])
 
 
+def test_every_kind_of_step_is_timed_and_stands_for_its_share():
+    """Two refreshes, and pruned steps between them."""
+    kinds = [["cold", "pruned", "pruned", "pruned", "refresh", "pruned", "pruned"]]
+    sample = sample_steps([7], 2, kinds)
+    assert [(step.step, step.weight) for step in sample] == [
+        (0, pytest.approx(1 / 7)),
+        (3, pytest.approx(5 / 7)),
+        (4, pytest.approx(1 / 7)),
+    ]
+    more = sample_steps([7], 5, kinds)
+    assert sum(step.weight for step in more) == pytest.approx(1)
+    assert [step.weight for step in more if step.step == 4] == [pytest.approx(1 / 7)]
+    assert len(sample_steps([7], 50, kinds)) == 7
+
+
 def test_medians_and_spreads():
     stages = np.zeros((3, len(STAGES)))
     stages[:, STAGES.index("encode")] = [3, 5, 4]

@@ -15,11 +15,14 @@ __all__ = ["replay"]
 def replay(
     trace: Annotated[Path, typer.Argument(help="Trace to replay.", metavar="TRACE")],
     config: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            "--config", help="Configuration: a TOML file or a preset's name. Repeatable.", metavar="FILE|PRESET"
+            "--config",
+            help="Configuration: a TOML file or a preset's name. Repeatable. A trace that was pruned while it was "
+            "recorded is by default replayed under its own.",
+            metavar="FILE|PRESET",
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Save the replay here, for diff and reports.", metavar="REPLAY")
     ] = None,
@@ -37,7 +40,7 @@ def replay(
         check_target(out)
     with progress_reporter() as report:
         source = Replay(trace, policy=policy, episodes=names(episodes), progress=report)
-        result = source.run(*config, timing=None if no_timing else TimingOptions())
+        result = source.run(*(config or ()), timing=None if no_timing else TimingOptions())
     if out is not None:
         result.save(out)
     if as_json:

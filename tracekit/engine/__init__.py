@@ -1,15 +1,16 @@
 """One control step, pruned or not; the only code that runs a policy, live and in replay."""
 
 from tracekit.engine.controller import Controller
-from tracekit.engine.deciding import keep_everything
+from tracekit.engine.deciding import Decider, keep_everything, pruner_state
 from tracekit.engine.draws import StepDraws, draw
-from tracekit.engine.observing import observables_of, spread_attention, translation_m
+from tracekit.engine.observing import needed_capture, observables_of, spread_attention, translation_m
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.engine.step import StepOptions, control_step, decision_shape
 from tracekit.engine.threads import execution_threads
 
 __all__ = [
     "Controller",
+    "Decider",
     "PassRecord",
     "StepDraws",
     "StepOptions",
@@ -19,7 +20,9 @@ __all__ = [
     "draw",
     "execution_threads",
     "keep_everything",
+    "needed_capture",
     "observables_of",
+    "pruner_state",
     "spread_attention",
     "translation_m",
 ]

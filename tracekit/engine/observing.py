@@ -56,6 +56,8 @@ def needed_capture(config: Configuration) -> CaptureSpec:
             asks["later_action_rows"] = True  # read when the step is over
         elif name in _TAKEN:
             asks |= _TAKEN[name]
+        elif name == "embeddings":
+            asks["embeddings"] = "first_pass"
         elif name not in _GIVEN:
             raise ConfigError(
                 f"pruner {config.kind!r} needs observables {name!r}, which pass 0 of a step cannot show; take its "

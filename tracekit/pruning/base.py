@@ -107,6 +107,9 @@ class Pruner:
     optional: `observed` (N_2D,) bool, the patches whose tokens were all kept when `seen` was taken (None: all);
     `patch` (N_3D,) int32, point token -> patch at the step that is decided; `stage`, a `StageTimer`.
 
+    A state is recorded where it has `to_arrays()`; if the leading axis of those arrays grows, `longest_state(config)`
+    says how far.
+
     A pruner that observes `in_network` prunes behind block `behind(config)` (0-based) of every pass. It also has
     `decide_at(layer, seen, state, config, key, shape) -> Decision | None`: called in pass 0 after block `layer` with
     what is known so far (arrays over layers reach to `layer`), it answers after the block it prunes behind and None
@@ -124,5 +127,6 @@ class Pruner:
     needs_points: bool = False
     needs_pinned_fps: Callable[[Any], bool] = lambda _config: False
     behind: Callable[[Any], int] | None = None
+    longest_state: Callable[[Any], int] | None = None
     decide_at: Callable[..., Decision | None] | None = None
     remember: Callable[..., Any] | None = None

@@ -211,6 +211,7 @@ VLA_PRUNER = Pruner(
     decide=_decide,
     needs_pinned_fps=lambda _config: True,
     behind=lambda config: config.layer,
+    longest_state=lambda config: config.window,
     decide_at=_decide_at,
     remember=_remember,
 )

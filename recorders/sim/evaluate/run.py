@@ -46,7 +46,8 @@ def evaluate(
 
     `out`: JSON lines, one per finished episode; those of the same policy, configuration and scene that are there
     already are not run again. `record`: trace to write, for one case in one process. Every step computes with one
-    thread, whatever the configurations say. Raises ConfigError for what cannot be run, before the first episode.
+    thread, whatever the configurations say, but for a recorded one: a replay compares itself with the configuration as
+    it was given. Raises ConfigError for what cannot be run, before the first episode.
     """
     if episodes < 1 or processes < 1:
         raise ConfigError(f"--episodes {episodes}, --processes {processes}: both must be at least 1")
@@ -60,7 +61,8 @@ def evaluate(
         find_task(task)
     if record is not None and (len(cases) > 1 or processes > 1 or cases[0].configuration.kind == "drop"):
         raise ConfigError("--record: records one configuration in one process, and no control that drops a modality")
-    cases = [case.with_threads(THREADS) for case in cases]
+    if record is None:
+        cases = [case.with_threads(THREADS) for case in cases]
     identities = {case.policy: _policy(case.policy, case.configuration.execution.dtype).identity for case in cases}
     jobs: list[Job] = [(case, task, seed + i) for i in range(episodes) for task in tasks for case in cases]
     known = {} if out is None or record is not None else _known(out)
