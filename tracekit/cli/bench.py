@@ -14,7 +14,7 @@ from tracekit.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracekit.bench import Line
+    from tracekit.bench import Line, PrunersReport
 
 __all__ = ["app"]
 
@@ -100,6 +100,55 @@ def capture(
         f"{report.passes} passes.",
         highlight=False,
     )
+
+
+@app.command("pruners")
+def pruners(
+    pruner: Annotated[
+        list[str] | None, typer.Option("--pruner", metavar="KIND", help="Only this kind. Repeatable; all by default.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; medians are shown.")] = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """Time one decision of every pruner at the sizes of the release, and the tri-stage pruner stage by stage."""
+    from tracekit.bench import bench_pruners
+
+    with progress_reporter() as report:
+        result = bench_pruners(rounds=rounds, kinds=pruner or (), progress=report)
+    if as_json:
+        print_json(result.to_json())
+        return
+    console().print(_decisions(result))
+
+
+def _decisions(report: PrunersReport) -> Table:
+    title = "One decision from random inputs: 256 image and 256 point tokens, 32 layers of 32 heads"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    stages = ("stage3", "stage1", "stage2", "fuse")
+    headings = ("ms", "± half range", "µs/step in an episode", "reduction ms", "sum ms", *(f"{s} ms" for s in stages))
+    for name in headings:
+        table.add_column(name, justify="right")
+    for name, cost in report.pruners.items():
+        table.add_row(
+            name,
+            f"{cost.single_ms:.3f}",
+            f"{cost.spread_ms / 2:.3f}",
+            f"{cost.batched_us:,.1f}" + ("" if cost.in_one_call else " *"),
+            "" if cost.reduction_ms is None else f"{cost.reduction_ms:.2f}",
+            f"{cost.total_ms:.2f}",
+            *("" if cost.stages_ms is None else f"{cost.stages_ms[stage]:.3f}" for stage in stages),
+        )
+    paper = report.to_json()["paper_ms"]
+    published = ("" if stage == "fuse" else f"{paper[stage]:.0f}" for stage in stages)
+    table.add_section()
+    table.add_row("published, on an A100", "", "", "", "", f"{paper['full']:.0f}", *published)
+    table.caption = (
+        "* decided one by one. Pruners without a reduction read the observables themselves. The published cost is of "
+        "undefined scope."
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def _rates(text: str) -> list[float]:

@@ -78,7 +78,7 @@ def decide(
     with stage("stage3"):
         smooth(rule, memory, seen_of(scores), everywhere, moving_patches(shape))
     with stage("stage1"):
-        stage1(rule, held, rule.tau_2d, rule.tau_3d, out)
+        stage1(rule, held, float(config.tau_2d), float(config.tau_3d), out)
     with stage("stage2"):
         draws = np.empty(shape.n_2d)
         drawn_at = 1 if config.draw == "sticky" else key.step

@@ -28,8 +28,10 @@ def random_scores(shape: Shape, steps: int, seed: int = 0) -> Scores:
     return Scores(norms(1.0), norms(0.2, of_points=True), norms(1.0), attention_3d, ortho, points)
 
 
-def random_observables(shape: Shape, seed: int = 0) -> Observables:
-    """Every observable of one step of a policy with 8 layers, 4 heads and 4 denoise passes."""
+def random_observables(
+    shape: Shape, seed: int = 0, *, layers: int = LAYERS, heads: int = HEADS, width: int = WIDTH
+) -> Observables:
+    """Every observable of one step of a policy with so many layers, heads and numbers per row, and 4 denoise passes."""
     rng = np.random.default_rng(seed)
     tokens = shape.n_2d + shape.n_3d
 
@@ -40,16 +42,16 @@ def random_observables(shape: Shape, seed: int = 0) -> Observables:
     views = max(shape.n_2d // PATCHES_PER_VIEW, 1)
     return Observables(
         norms={name: rng.lognormal(3, 0.5, tokens).astype(np.float32) for name in ("prenorm", "postnorm", "logits")},
-        attention=shares(LAYERS, HEADS, 3),
+        attention=shares(layers, heads, 3),
         groups=("text", "state", "action"),
         patch=patch[0] if shape.n_3d else None,
         nearest_patch=np.abs(patch[0]) if shape.n_3d else None,
-        attention_action=shares(PASSES - 1, LAYERS),
+        attention_action=shares(PASSES - 1, layers),
         patch_later=patch[1:] if shape.n_3d else None,
-        last_row=shares(LAYERS),
-        mean_all_rows=shares(LAYERS),
+        last_row=shares(layers),
+        mean_all_rows=shares(layers),
         qk_text_layer0=rng.normal(size=tokens).astype(np.float32),
-        embeddings=rng.normal(size=(tokens, WIDTH)).astype(np.float32),
+        embeddings=rng.normal(size=(tokens, width)).astype(np.float32),
         centres=rng.random((shape.n_3d, 3)).astype(np.float32) if shape.n_3d else None,
         images=np.kron(rng.integers(0, 256, (views, 8, 8, 3)), np.ones((1, PIXELS // 8, PIXELS // 8, 1))).astype(
             np.uint8
