@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +46,32 @@ class Done:
 
 
 def compute(plan: SweepPlan, folder: Path, processes: int) -> Iterator[Done]:
-    """Compute every chunk that is not finished yet, in `processes` processes; tells of each chunk when it is done."""
-    starts = range(0, len(plan.grid), plan.chunk)
-    if processes == 1 or len(starts) == 1:
-        worker = _Worker(plan, folder)
+    """Compute every chunk that is not finished yet, in `processes` processes; tells of each chunk when it is done.
+
+    This process is one of them: the others take a few seconds to start.
+    """
+    starts = iter(range(0, len(plan.grid), plan.chunk))
+    worker = _Worker(plan, folder)
+    if processes == 1 or len(plan.grid) <= plan.chunk:
         yield from map(worker.run, starts)
         return
     pool = ProcessPoolExecutor(
-        min(processes, len(starts)),
+        processes - 1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
         initargs=(plan, folder, os.getpid()),
     )
     try:
-        waiting = iter(starts)
         running: set[Future[Done]] = set()
         while True:
-            for start in waiting:  # a few chunks ahead: a long list of futures would grow with the grid
-                running.add(pool.submit(_run, start))
-                if len(running) >= 2 * processes:
-                    break
-            if not running:
+            ahead = 2 * (processes - 1) - len(running)  # a list of all chunks would grow with the grid
+            running |= {pool.submit(_run, start) for start in islice(starts, ahead)}
+            own = next(starts, None)
+            if own is not None:
+                yield worker.run(own)
+            elif not running:
                 return
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            finished, running = wait(running, 0 if own is not None else None, FIRST_COMPLETED)
             for future in finished:
                 yield future.result()
     finally:

@@ -38,3 +38,24 @@ def masks(
         print_json({"written": str(written)})
     else:
         console().print(f"Wrote {written}.", highlight=False)
+
+
+@app.command("rank")
+def rank(
+    sweep: Annotated[Path, typer.Argument(help="Table of a forward sweep.", metavar="SWEEP.parquet")],
+    evaluation: Annotated[Path, typer.Argument(help="What `evaluate --json` printed.", metavar="EVALUATION.json")],
+    by: Annotated[str, typer.Option(help="Column that ranks offline; small is good.", metavar="COLUMN")] = (
+        "unclipped_relative"
+    ),
+    resamples: Annotated[int, typer.Option(help="Resamples of the seeds for the interval.", min=1)] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the ranks of configurations in the open loop and in the closed one (Kendall's τ-b)."""
+    from reports import rank as compare
+    from reports import rank_table
+
+    found = compare(sweep, evaluation, column=by, resamples=resamples)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        console().print(rank_table(found))

@@ -21,12 +21,14 @@ __all__ = ["CaseResult", "Evaluation"]
 class CaseResult:
     """One case over all tasks and seeds. `paired`: against the first case, None for that one itself.
 
-    `by_task`: successes and episodes of every task. `seconds` and rates as in `EpisodeOutcome`.
+    `by_task`: successes and episodes of every task; `by_seed`: task -> seed -> success. `seconds` and rates as in
+    `EpisodeOutcome`.
     """
 
     case: Case
     identity: PolicyIdentity
     by_task: Mapping[str, tuple[int, int]]
+    by_seed: Mapping[str, Mapping[int, bool]]
     outcomes: tuple[EpisodeOutcome, ...]
     paired: PairedDifference | None
 
@@ -71,6 +73,9 @@ class CaseResult:
                 }
                 for task, (won, count) in self.by_task.items()
             },
+            "by_seed": {
+                task: {str(seed): won for seed, won in sorted(seeds.items())} for task, seeds in self.by_seed.items()
+            },
             "steps": float(np.mean([outcome.steps for outcome in self.outcomes])),
             "step_ms": {"p50": self.step_ms(50), "p95": self.step_ms(95)},
             "pruned": {"image": self.pruned("image"), "point": self.pruned("point")},
@@ -109,13 +114,15 @@ class Evaluation:
             own = [episode for episode in episodes if episode[0].name == name]
             outcomes = tuple(outcome for *_, outcome in own)
             by_task: dict[str, tuple[int, int]] = {}
-            for _, task, _, outcome in own:
+            by_seed: dict[str, dict[int, bool]] = {}
+            for _, task, seed, outcome in own:
                 won, count = by_task.get(task, (0, 0))
                 by_task[task] = (won + outcome.success, count + 1)
+                by_seed.setdefault(task, {})[seed] = bool(outcome.success)
             here = [outcome.success for outcome in outcomes]
             there = [outcome.success for outcome in results[0].outcomes] if results else None
             paired = None if there is None else paired_difference(here, there)
-            results.append(CaseResult(own[0][0], identities[own[0][0].policy], by_task, outcomes, paired))
+            results.append(CaseResult(own[0][0], identities[own[0][0].policy], by_task, by_seed, outcomes, paired))
         seeds = [seed for _, _, seed, _ in episodes]
         return cls(tuple(results), tuple(results[0].by_task), (min(seeds), max(seeds)))
 

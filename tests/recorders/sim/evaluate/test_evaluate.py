@@ -69,6 +69,11 @@ def test_cases_meet_the_same_scenes_and_are_paired_with_the_first():
     data = result.to_json()
     assert [entry["name"] for entry in data["configurations"]] == ["unpruned", "again", "naive"]
     assert set(data["configurations"][0]["by_task"]) == {TASK, "close_laptop"}
+    won = data["configurations"][0]["by_seed"]
+    assert {task: sum(seeds.values()) for task, seeds in won.items()} == {
+        task: one["successes"] for task, one in data["configurations"][0]["by_task"].items()
+    }
+    assert all(set(seeds) == {str(data["seeds"][0] + i) for i in range(len(seeds))} for seeds in won.values())
     assert data["configurations"][0]["episodes"] == 2
     json.dumps(data, allow_nan=False)
     assert result.table().row_count == 3
