@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replay.accuracy import EpisodeReplay, replay_episode
+from replay.references import References
 from replay.results import ReplayResult
 from replay.source import TraceSource
 from replay.summary import Speedup, Summary, speedup, summarise
 from replay.timing import TimingOptions, VariantTiming, sample_of, time_variants
-from tracekit.config import ACROSS_STEPS, Configuration, ObserveConfig, ReuseConfig, load_config
+from tracekit.config import ACROSS_STEPS, Configuration, load_config
 from tracekit.errors import ConfigError
 from tracekit.policy import Policy, Precision
 
@@ -19,42 +19,6 @@ __all__ = ["Progress", "Replay"]
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and how much there is."""
-
-
-@dataclass(frozen=True, slots=True)
-class _References:
-    """What a configuration is measured against.
-
-    Unpruned: as released (`full`), with cached `encoders`, with its `reuse` within a step, and `unpruned`, with all of
-    its reuse. Pruned: `every_step`, without the reuse across steps.
-    """
-
-    full: Configuration
-    encoders: Configuration
-    reuse: Configuration
-    unpruned: Configuration
-    every_step: Configuration
-
-    @classmethod
-    def of(cls, config: Configuration) -> _References:
-        unpruned = Configuration(execution=config.execution)
-        cached = replace(unpruned, reuse=ReuseConfig(kind="encoders", fps="pinned"))
-        across = config.reuse.kind in ACROSS_STEPS
-        within = ReuseConfig(fps=config.reuse.fps) if across else replace(config.reuse, kv="reprefill")
-        reuse = replace(unpruned, reuse=within)
-        observe = ObserveConfig() if config.observe.mode == "current" else config.observe
-        return cls(
-            full=unpruned,
-            encoders=unpruned if within.kind == "none" else cached,
-            reuse=reuse,
-            unpruned=replace(unpruned, reuse=config.reuse) if config.reuse.kind == "skip_frame" else reuse,
-            every_step=replace(config, reuse=within, observe=observe) if across else config,
-        )
-
-    def timed_for(self, config: Configuration) -> tuple[Configuration, ...]:
-        """What to time for the factors; without reuse the first two are 1 by definition, whatever the FPS starts."""
-        reuse = self.full if self.reuse.reuse.kind == "none" else self.reuse
-        return (self.full, self.encoders, reuse, self.every_step, config)
 
 
 class Replay:
@@ -100,7 +64,7 @@ class Replay:
             raise ConfigError("no configuration to replay; give --config FILE or a preset's name")
         needed = []
         for own in resolved:
-            references = _References.of(own)
+            references = References.of(own)
             needed += [references.unpruned, *((references.every_step,) if timing is not None else ()), own]
         steps = sum(map(len, self._episodes)) * len({config.digest for config in needed} - self._done.keys())
         report = _Counter(self._progress, "replaying", steps)
@@ -132,7 +96,7 @@ class Replay:
     def _time(self, configs: Sequence[Configuration], options: TimingOptions) -> dict[str, VariantTiming]:
         variants = {}
         for config in configs:
-            for variant in _References.of(config).timed_for(config):
+            for variant in References.of(config).timed_for(config):
                 # an unpruned reference has no memory, so any pass over the same steps can stand in for its own
                 steps = self._done[variant.digest if variant.digest in self._done else config.digest]
                 variants[variant.digest] = (self._policy(variant), variant, steps)
@@ -142,7 +106,7 @@ class Replay:
         return time_variants(variants, uids, options, _Counter(self._progress, "timing", count).advance)
 
     def _summary(self, config: Configuration, timings: dict[str, VariantTiming]) -> Summary:
-        references = _References.of(config)
+        references = References.of(config)
         factors: Speedup | None = None
         if timings:
             full, encoders, reuse, every, own = (timings[item.digest] for item in references.timed_for(config))

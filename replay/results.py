@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,35 @@ REPLAY_FORMAT = "tracekit.replay"
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What a replay found. `summaries` in the order of the configurations; `steps`: configuration name -> episodes."""
+    """What a replay found.
+
+    `summaries` in the order of the configurations; `episodes`: configuration name -> episodes. `recorded_fingerprint`:
+    the environment that recorded the trace. `check`: what a second run showed, None if there was none.
+    """
 
     trace: Path
     trace_digest: str
     summaries: tuple[Summary, ...]
     episodes: Mapping[str, Sequence[EpisodeReplay]]
+    recorded_fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    check: Mapping[str, Any] | None = None
 
     @classmethod
     def of(
         cls, source: TraceSource, summaries: Sequence[Summary], episodes: Mapping[str, Sequence[EpisodeReplay]]
     ) -> ReplayResult:
         """Put the parts together."""
-        return cls(source.path, source.trace.digest, tuple(summaries), episodes)
+        recorded = source.trace.attributes.get("fingerprint", {})
+        return cls(source.path, source.trace.digest, tuple(summaries), episodes, recorded)
+
+    @property
+    def environment_differs(self) -> list[str]:
+        """In what this environment differs from the one that recorded the trace; empty where it does not."""
+        here = {**environment_fingerprint(), "threads": None}
+        there = {**self.recorded_fingerprint, "threads": None}
+        differ = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
+        threads = {summary.config.execution.threads for summary in self.summaries}
+        return [*differ, *(["threads"] if threads != {self.recorded_fingerprint.get("threads")} else [])]
 
     def to_json(self) -> dict[str, Any]:
         """The object that `replay --json` prints."""
@@ -54,6 +70,8 @@ class ReplayResult:
             "episodes": [episode.id for episode in some],
             "steps": sum(len(episode.steps) for episode in some),
             "fingerprint": environment_fingerprint(),
+            "environment_differs": self.environment_differs,
+            "check": None if self.check is None else dict(self.check),
             "versions": program_versions(),
             "configurations": [summary.to_json() for summary in self.summaries],
         }

@@ -78,6 +78,7 @@ class Summary:
             "name": self.config.name,
             "digest": self.config.digest,
             "labels": list(self.config.labels),
+            "threads": self.config.execution.threads,
             **asdict(self.rates),
             "decision_ms": None if timing is None else timing.stage_ms(*DECISION_STAGES),
             "observe_ms": None if timing is None else timing.stage_ms("observe"),

@@ -28,7 +28,7 @@ def replay_table(result: ReplayResult) -> Group:
     for row in rows:
         cost.add_row(_label(row), *_cost_cells(row))
         actions.add_row(_label(row), *_action_cells(row))
-    return Group(cost, actions, Text(_notes(rows), style="dim"))
+    return Group(cost, actions, Text("\n".join([_notes(rows), *_trust(data)]), style="dim"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -95,3 +95,27 @@ def _notes(rows: list[dict[str, Any]]) -> str:
             said = "bitwise equal" if actions else "not bitwise equal"
             lines.append(f"{row['name']} pruned the recorded run: {bits:.2%} of its mask bits equal, actions {said}.")
     return "\n".join(lines)
+
+
+def _trust(data: dict[str, Any]) -> list[str]:
+    """What bitwise claims of this replay rest on: the environment, and a second run if there was one."""
+    about = data["fingerprint"]
+    threads = sorted({row["threads"] for row in data["configurations"]})
+    machine = f"{about['cpu']} ({about['cpu_capability']}), torch {about['torch']}, BLAS {about['blas']}"
+    lines = [f"Environment: {machine}, threads {', '.join(map(str, threads))}."]
+    if data["environment_differs"]:
+        lines.append(
+            f"Recorded in another environment ({', '.join(data['environment_differs'])}): decisions from stored scores "
+            "are the same bits here, forward passes are equal to rounding."
+        )
+    check = data["check"]
+    if check is not None and check["passed"]:
+        lines.append(
+            f"Checked: a second run in reverse order gave the same bits ({', '.join(check['repeated']) or 'nothing'}); "
+            f"decided alone and in shuffled batches of 1000, the same ({', '.join(check['batched']) or 'nothing'})."
+        )
+        if check["unclaimed"]:
+            lines.append(f"Equal to rounding only, in throughput mode: {', '.join(check['unclaimed'])}.")
+    elif check is not None:
+        lines += ["The check failed:", *(f"  {problem}" for problem in check["problems"])]
+    return lines

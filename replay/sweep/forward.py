@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from replay.accuracy import EpisodeReplay, replay_episode
+from replay.references import References
 from replay.source import TraceSource
 from replay.summary import Summary, summarise
 from replay.sweep.flops import ModelSize, countable, step_flops
@@ -47,9 +47,10 @@ class ForwardCells:
         self, source: TraceSource, inputs: EpisodeInputs, config: Configuration, size: ModelSize | None
     ) -> dict[str, Any]:
         policy = self._policy(source, config)
-        own = replay_episode(policy, config, inputs.episode, _nothing)
+        own = _replayed(policy, config, source, inputs)
         reference = self._reference(source, inputs, config, policy)
-        found = summarise(config, [own], [reference], policy.action_spec, source.execution, None, None)
+        spec = policy.action_spec
+        found = summarise(config, [own], [reference], spec, source.execution, None, None, source.pruned_by)
         return {**_columns(found), "gflops": _gflops(inputs, own, config, size)}
 
     def _policy(self, source: TraceSource, config: Configuration) -> Policy:
@@ -63,11 +64,11 @@ class ForwardCells:
         self, source: TraceSource, inputs: EpisodeInputs, config: Configuration, policy: Policy
     ) -> EpisodeReplay:
         """The unpruned run under the same reuse, which the pinning of the point tokens already moves."""
-        unpruned = replace(Configuration(execution=config.execution), reuse=config.reuse)
+        unpruned = References.of(config).unpruned
         key = (source.trace.digest, inputs.target.episode, unpruned.digest)
         if key not in self._references:
             self._references = {known: run for known, run in self._references.items() if known[:2] == key[:2]}
-            self._references[key] = replay_episode(policy, unpruned, inputs.episode, _nothing)
+            self._references[key] = _replayed(policy, unpruned, source, inputs)
         return self._references[key]
 
 
@@ -129,6 +130,11 @@ def _gflops(inputs: EpisodeInputs, own: EpisodeReplay, config: Configuration, si
         return None
     kept = np.stack([step.result.kept.sum(-1) for step in own.steps])
     return float(step_flops(size, inputs.layout, kept, config.reuse).mean()) / 1e9
+
+
+def _replayed(policy: Policy, config: Configuration, source: TraceSource, inputs: EpisodeInputs) -> EpisodeReplay:
+    pinned = source.execution["reuse"]["fps"] == "pinned"
+    return replay_episode(policy, config, inputs.episode, _nothing, recorded_pinned=pinned)
 
 
 def _nothing() -> None:

@@ -144,6 +144,10 @@ def _plan(
         digest = source.trace.digest
         if digest in contexts:
             raise TraceError(f"{path}: the same trace is given twice; give each once")
+        if level == "decisions" and source.pruned_by is not None:
+            raise TraceError(
+                f"{path}: was pruned while it was recorded, and its passes show the kept tokens only; use --forward"
+            )
         recorded = source.trace.attributes["policy"]
         about: dict[str, Any] = {"policy": [recorded["weights_digest"], recorded["config_digest"]]}
         if level == "forward":

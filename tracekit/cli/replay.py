@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +30,16 @@ def replay(
     policy: PolicyOption = None,
     episodes: Annotated[str | None, typer.Option(help="Episode ids, separated by commas; all by default.")] = None,
     no_timing: Annotated[bool, typer.Option("--no-timing", help="Decisions and actions only.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run everything a second time, in another order and in other batches.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay recorded steps under pruning configurations and compare cost and actions with the recording."""
-    from replay import Replay, TimingOptions, check_target
+    """Replay recorded steps under pruning configurations and compare cost and actions with the recording.
+
+    Exit 0 fine, 1 the second run of --check came out otherwise, 2 unusable input.
+    """
+    from replay import Replay, TimingOptions, check_replay, check_target
     from reports import replay_table
     from tracekit.cli._names import names
 
@@ -41,12 +48,17 @@ def replay(
     with progress_reporter() as report:
         source = Replay(trace, policy=policy, episodes=names(episodes), progress=report)
         result = source.run(*(config or ()), timing=None if no_timing else TimingOptions())
+        passed = True
+        if check:
+            found = check_replay(result, policy=policy, progress=report)
+            passed, result = found.passed, replace(result, check=found.to_json())
     if out is not None:
         result.save(out)
     if as_json:
         print_json(result.to_json())
-        return
-    screen = console()
-    screen.print(replay_table(result))
-    if out is not None:
-        screen.print(f"Saved in {out}.", highlight=False)
+    else:
+        screen = console()
+        screen.print(replay_table(result))
+        if out is not None:
+            screen.print(f"Saved in {out}.", highlight=False)
+    raise typer.Exit(0 if passed else 1)

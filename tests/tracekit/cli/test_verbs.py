@@ -244,3 +244,29 @@ def test_help_names_every_verb(run):
         assert f" {verb} " in ran.out
     assert "sim" in run("record", "--help").out
     assert "masks" in run("report", "--help").out
+
+
+def test_replay_with_a_check(run, small_trace, configs, tmp_path):
+    from replay import SavedReplay
+
+    options = ("--config", configs["none"], "--config", configs["half"], "--episodes", EPISODE, "--no-timing")
+    ran = run("replay", small_trace, *options, "--check", "--json", "--out", tmp_path / "replay")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.data["check"]["passed"] is True
+    assert ran.data["check"]["repeated"] == ran.data["check"]["batched"] == ["none", "half"]
+    assert SavedReplay(tmp_path / "replay").manifest["check"] == ran.data["check"]
+    assert run("replay", small_trace, *options, "--json").data["check"] is None
+    text = " ".join(run("replay", small_trace, *options, "--check").out.split())
+    for word in ("Checked: a second run", "batches of 1000", "Environment: ", "threads 1."):
+        assert word in text
+    assert run("verify", tmp_path / "replay").status == 0
+
+
+def test_a_failed_check_is_a_failed_gate(run, small_trace, configs, monkeypatch):
+    from replay import Check
+
+    failed = Check(("none",), (), (), ("none, episode e, step 1: another action in the second run",))
+    monkeypatch.setattr("replay.check_replay", lambda *_, **__: failed)
+    ran = run("replay", small_trace, "--config", configs["none"], "--episodes", EPISODE, "--no-timing", "--check")
+    assert ran.status == 1
+    assert "The check failed" in ran.out
