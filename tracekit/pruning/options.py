@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from tracekit._fields import hints_of
 from tracekit.errors import ConfigError
 
-__all__ = ["check_choices", "check_range", "kept_count"]
+__all__ = ["check_choices", "check_range", "check_unread", "kept_count"]
 
 
 def check_choices(config: Any) -> None:
@@ -28,6 +28,14 @@ def check_range(config: Any, name: str, low: float, high: float, meaning: str, *
     if not low <= value <= high or (open_end and value == high):
         bracket = ")" if open_end else "]"
         raise ConfigError(f"pruner.{name} = {value}: must lie in [{low}, {high}{bracket}; it is {meaning}")
+
+
+def check_unread(config: Any, names: tuple[str, ...], reader: str) -> None:
+    """Refuse options that are set and that nothing reads; `reader` says what would."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            raise ConfigError(f"pruner.{name} = {getattr(config, name)!r}: is read by {reader} only; remove it")
 
 
 def kept_count(tokens: int, rate: float) -> int:

@@ -17,7 +17,7 @@ from tracekit.layout import PATCHES_PER_VIEW
 from tracekit.pruning.base import Decision, DecisionKey, Pruner, Shape, StageTimer, untimed
 from tracekit.pruning.canny import edge_patches
 from tracekit.pruning.observables import Observables
-from tracekit.pruning.options import check_choices, check_range
+from tracekit.pruning.options import check_choices, check_range, check_unread
 from tracekit.pruning.ranking import part, top
 
 __all__ = ["SP_VLA", "SpVlaConfig"]
@@ -52,6 +52,10 @@ class SpVlaConfig:
         check_range(self, "full_speed_mm", 1e-6, 1e6, "the translation per step that counts as speed 1, in millimetres")
         check_range(self, "canny_low", 0, self.canny_high, "the weak threshold, at most canny_high")
         check_range(self, "canny_high", 0, 2040, "the strong threshold on |gx| + |gy|")
+        if self.budget == "velocity":
+            check_unread(self, ("rate",), "budget = 'fixed_r'")
+        else:
+            check_unread(self, ("v_threshold", "z_min", "full_speed_mm"), "budget = 'velocity'")
 
 
 def _decide(

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from tracekit.errors import ConfigError
 from tracekit.pruning.base import Shape, Unprojected
 from tracekit.pruning.fixed_point import MAX_TERMS
-from tracekit.pruning.options import check_choices, check_range
+from tracekit.pruning.options import check_choices, check_range, check_unread
 from tracekit.pruning.scores import Reduction
 
 __all__ = ["TriStageConfig", "check_shape", "counts_tokens", "is_pruned"]
@@ -39,7 +39,9 @@ class TriStageConfig:
     of the last k values. `prune_from` (21): first step that is pruned where stage 3 is in force. `moving_view` (22):
     whether patches of a view whose camera moves are smoothed.
 
-    Raises ConfigError for values out of range.
+    What a stage would read may be set while the stage is not in force, so that it can be switched on and off alone.
+
+    Raises ConfigError for values out of range, and for ones that the other options leave unread.
     """
 
     stages: tuple[Stage, ...] = ("s1", "s2", "s3")
@@ -89,6 +91,20 @@ class TriStageConfig:
         check_range(self, "object_2d_min", 0, 1, "a share of the attention (M_2D of stage 2)")
         check_range(self, "object_3d_max", 0, 1, "a share of the attention (M_3D of stage 2)")
         check_range(self, "background_rate", 0, 1, "a probability")
+        if self.budget == "none":
+            check_unread(self, ("rate",), "budget = 'soft' or 'hard_topk'")
+        if self.budget == "soft":
+            check_unread(self, ("background_rate",), "budget = 'none' or 'hard_topk' ('soft' searches it)")
+        if counts_tokens(self):
+            check_unread(
+                self, ("unprojected_points",), "budgets other than 'hard_topk' and correspondence = 'projection'"
+            )
+        if self.reduction.correspondence == "nearest":
+            check_unread(self, ("unprojected_points",), "correspondence = 'projection'")
+        if self.object_rule == "quantiles":
+            check_unread(self, ("object_2d_min", "object_3d_max"), "object_rule = 'thresholds'")
+        if self.window == "window_mean":
+            check_unread(self, ("beta",), "window = 'recursive'")
 
 
 def counts_tokens(config: TriStageConfig) -> bool:

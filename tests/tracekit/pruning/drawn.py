@@ -44,7 +44,17 @@ CHOICES = {
 def configs(draw, **fixed):
     tau_2d, tau_3d = sorted(draw(st.tuples(*[st.sampled_from([0.0, 0.08, 0.2, 0.5, 1.0])] * 2)))
     options = draw(st.fixed_dictionaries({}, optional={**CHOICES, **{k: st.just(v) for k, v in fixed.items()}}))
-    return TriStageConfig(**{"tau_2d": tau_2d, "tau_3d": tau_3d, **options, **fixed})
+    return TriStageConfig(**read_alone({"tau_2d": tau_2d, "tau_3d": tau_3d, **options, **fixed}))
+
+
+def read_alone(options):
+    """The options less those that the others leave unread, which are refused."""
+    unread = {"rate"} if options.get("budget", "none") == "none" else set()
+    unread |= {"background_rate"} if options.get("budget") == "soft" else set()
+    unread |= {"unprojected_points"} if options.get("budget") == "hard_topk" else set()
+    unread |= {"object_2d_min", "object_3d_max"} if options.get("object_rule") == "quantiles" else set()
+    unread |= {"beta"} if options.get("window") == "window_mean" else set()
+    return {name: value for name, value in options.items() if name not in unread}
 
 
 @st.composite

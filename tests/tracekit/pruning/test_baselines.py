@@ -239,6 +239,8 @@ def test_what_is_missing_is_named(kind, config, changes, error, message):
         (FastVConfig, {"rate": 1.0}, "pruner.rate"),
         (FastVConfig, {"layer": 0}, "pruner.layer"),
         (FastVConfig, {"query": "all"}, "pruner.query"),
+        (SpVlaConfig, {"v_threshold": 0.6}, "pruner.v_threshold = 0.6: is read by budget = 'velocity' only"),
+        (SpVlaConfig, {"budget": "velocity", "rate": 0.6}, "pruner.rate = 0.6: is read by budget = 'fixed_r' only"),
         (SpVlaConfig, {"v_threshold": 1.0}, "pruner.v_threshold"),
         (SpVlaConfig, {"z_min": 1.5}, "pruner.z_min"),
         (SpVlaConfig, {"full_speed_mm": 0.0}, "pruner.full_speed_mm"),

@@ -43,6 +43,28 @@ def test_values_out_of_range(options, message):
 
 
 @pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"rate": 0.5}, "rate"),
+        ({"budget": "soft", "background_rate": 0.5}, "background_rate"),
+        ({"budget": "hard_topk", "unprojected_points": "drop"}, "unprojected_points"),
+        ({"reduction": Reduction(correspondence="index"), "unprojected_points": "drop"}, "unprojected_points"),
+        ({"reduction": Reduction(correspondence="nearest"), "unprojected_points": "random"}, "unprojected_points"),
+        ({"object_rule": "quantiles", "object_2d_min": 0.5}, "object_2d_min"),
+        ({"object_rule": "quantiles", "object_3d_max": 0.5}, "object_3d_max"),
+        ({"window": "window_mean", "beta": 0.5}, "beta"),
+    ],
+)
+def test_what_nothing_reads_is_refused_by_name(options, name):
+    with pytest.raises(ConfigError, match=f"pruner.{name} = .*: is read by .* only; remove it"):
+        TriStageConfig(**options)
+
+
+def test_what_a_stage_reads_may_be_set_while_it_is_off():
+    TriStageConfig(stages=("s2",), tau_2d=0.1, beta=0.5, k=3, prune_from=4)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"tau_2d": 0.01},
