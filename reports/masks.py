@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from replay import SavedReplay
+from reports.stages import StageMasks, has_stages, masks_by_stage
 from tracekit import keys
+from tracekit.config import Configuration
 from tracekit.errors import TraceError
 from tracekit.layout import GRID, PATCHES_PER_VIEW
 from tracekit.store import Episode, Trace
@@ -39,12 +41,14 @@ def draw_masks(
     configurations: Sequence[str] = (),
     episode: str | None = None,
     trace: str | Path | None = None,
+    stages: bool | None = None,
 ) -> Path:
     """Draw one episode of a saved replay: a row of camera images, then a row of masks per configuration.
 
-    `configurations`: names, all by default; `episode`: id, the first by default; `trace`: where the replayed trace is,
-    if it was moved. Writes a picture (PNG, SVG or PDF by the ending of `out`). Raises TraceError (one line) if
-    something named is not there.
+    With `stages` a tri-stage configuration has a row with stage 1 alone, one with stages 1 and 2, and one with all; by
+    default that is so if it is the only one that is drawn. `configurations`: names, all by default; `episode`: id, the
+    first by default; `trace`: where the replayed trace is, if it was moved. Writes a picture (PNG, SVG or PDF by the
+    ending of `out`). Raises TraceError (one line) if something named is not there, or has no stages to show.
     """
     saved = SavedReplay(replay)
     target = Path(out)
@@ -61,8 +65,8 @@ def draw_masks(
             f"{saved.manifest['trace_digest'][:12]}); give that one with --trace, or replay this one"
         )
     recording = recorded.episode(wanted)
-    chosen = [(name, _episode(saved, name, wanted)) for name in names]
-    figure = _figure(recording, chosen, _columns(recording.info.steps))
+    rows = [row for name in names for row in _rows(saved, name, wanted, recording, stages, alone=len(names) == 1)]
+    figure = _figure(recording, rows, _columns(recording.info.steps))
     try:
         with mpl.rc_context({"svg.hashsalt": "tracekit"}):
             figure.savefig(target, dpi=150)
@@ -78,6 +82,28 @@ def _episode(saved: SavedReplay, name: str, wanted: str) -> Episode:
     raise TraceError(f"{saved.path}: no episode {wanted!r}; it has: {', '.join(saved.manifest['episodes'])}")
 
 
+class _Row(NamedTuple):
+    """One row of the picture: mask classes (steps, 256) of the front view, and image and point tokens (steps, 2)."""
+
+    label: str
+    classes: npt.NDArray[np.uint8]
+    tokens: npt.NDArray[np.float64]
+
+
+def _rows(
+    saved: SavedReplay, name: str, wanted: str, recording: Episode, stages: bool | None, *, alone: bool
+) -> list[_Row]:
+    stored = _episode(saved, name, wanted)
+    config = Configuration.from_table(saved.manifest["tables"][name], str(saved.path))
+    last = 0 if config.reuse.fps == "pinned" else -1  # the pass whose points the last pass has
+    if stages or (stages is None and alone and has_stages(config, stored)):
+        return [
+            _Row(row.label if alone else f"{name}: {row.label}", _stage_classes(row, recording, last), row.tokens)
+            for row in masks_by_stage(config, stored, recording)
+        ]
+    return [_Row(name, _classes(stored, recording, last), _kept_tokens(stored))]
+
+
 def _columns(steps: int) -> list[int]:
     """At most MOST_COLUMNS steps, the first two (cold start, first pruned) and the last among them."""
     if steps <= MOST_COLUMNS:
@@ -86,7 +112,7 @@ def _columns(steps: int) -> list[int]:
     return [0, *map(int, rest)]
 
 
-def _figure(recording: Episode, chosen: Sequence[tuple[str, Episode]], columns: Sequence[int]) -> Figure:
+def _figure(recording: Episode, chosen: Sequence[_Row], columns: Sequence[int]) -> Figure:
     view = recording.info.attributes["views"][0]
     images = recording.read(keys.image(view))
     rows = 1 + len(chosen)
@@ -96,8 +122,7 @@ def _figure(recording: Episode, chosen: Sequence[tuple[str, Episode]], columns: 
         axes[0, column].imshow(images[step])
         axes[0, column].set_title(f"step {step + 1}", fontsize=10)
     axes[0, 0].set_ylabel(f"camera: {view}", fontsize=10)
-    for row, (name, episode) in enumerate(chosen, start=1):
-        classes, tokens = _classes(episode, recording), _kept_tokens(episode)
+    for row, (name, classes, tokens) in enumerate(chosen, start=1):
         for column, step in enumerate(columns):
             axis = axes[row, column]
             axis.imshow(images[step])
@@ -132,18 +157,34 @@ def _kept_tokens(episode: Episode) -> npt.NDArray[np.float64]:
     return np.stack([counts[step, start:].mean(axis=0) for step, start in enumerate(first)])
 
 
-def _classes(episode: Episode, recording: Episode) -> npt.NDArray[np.uint8]:
+def _classes(episode: Episode, recording: Episode, last: int = -1) -> npt.NDArray[np.uint8]:
     """(steps, 256) mask classes of the front view; a rule about point tokens keeps a patch's points if any is kept."""
     keep_2d = episode.read("decision/mask_2d")[:, :PATCHES_PER_VIEW]
     if "decision/mask_3d" in episode:
         return mask_classes(keep_2d, episode.read("decision/mask_3d")[:, :PATCHES_PER_VIEW])
-    kept: npt.NDArray[Any] = episode.read("decision/kept")[:, -1]
     n_2d = episode.read("decision/mask_2d").shape[1]
-    patch = (
-        recording.read(keys.POINT_PATCH)[:, -1] if keys.POINT_PATCH in recording else np.zeros((len(kept), 0), np.int32)
+    return mask_classes(keep_2d, _patches_of(episode.read("decision/kept")[:, -1, n_2d:], recording, last))
+
+
+def _stage_classes(row: StageMasks, recording: Episode, last: int) -> npt.NDArray[np.uint8]:
+    """As `_classes`, of what a set of stages decides."""
+    of_points = _patches_of(row.kept_3d, recording, last)
+    return np.stack(
+        [
+            mask_classes(
+                decision.keep_2d[:PATCHES_PER_VIEW],
+                keep_3d if decision.keep_3d_patches is None else decision.keep_3d_patches[:PATCHES_PER_VIEW],
+            )
+            for decision, keep_3d in zip(row.decisions, of_points, strict=True)
+        ]
     )
-    keep_3d = np.zeros(keep_2d.shape, bool)
-    for step in range(len(kept)):
-        own = patch[step][kept[step, n_2d:]] if patch.shape[1] else patch[step]
-        keep_3d[step, own[(own >= 0) & (own < PATCHES_PER_VIEW)]] = True
-    return mask_classes(keep_2d, keep_3d)
+
+
+def _patches_of(kept: npt.NDArray[np.bool_], recording: Episode, last: int) -> npt.NDArray[np.bool_]:
+    """(steps, 256) front patches in which a point token of the last pass, with the points of `last`, is `kept`."""
+    keep_3d = np.zeros((len(kept), PATCHES_PER_VIEW), bool)
+    if keys.POINT_PATCH in recording:
+        for step, patch in enumerate(recording.read(keys.POINT_PATCH)[:, last]):
+            own = patch[kept[step]]
+            keep_3d[step, own[(own >= 0) & (own < PATCHES_PER_VIEW)]] = True
+    return keep_3d

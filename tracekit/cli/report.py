@@ -28,12 +28,19 @@ def masks(
     ] = None,
     episode: Annotated[str | None, typer.Option(help="Episode id; the first by default.")] = None,
     trace: Annotated[Path | None, typer.Option(help="The replayed trace, if it was moved.")] = None,
+    stages: Annotated[
+        bool | None,
+        typer.Option(
+            "--stages/--no-stages",
+            help="Rows for S1, S1 + S2 and all of a tri-stage configuration; by default if it is drawn alone.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the masks of one episode over its camera images."""
     from reports import draw_masks
 
-    written = draw_masks(replay, out, configurations=config or (), episode=episode, trace=trace)
+    written = draw_masks(replay, out, configurations=config or (), episode=episode, trace=trace, stages=stages)
     if as_json:
         print_json({"written": str(written)})
     else:
