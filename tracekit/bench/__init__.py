@@ -1,11 +1,13 @@
 """Benchmarks that users run on their own machine: times beside operations, bytes and the machine's measured limits."""
 
 from tracekit.bench.capture import CaptureReport, bench_capture
-from tracekit.bench.limits import Limits, measure_limits
-from tracekit.bench.model import Line, ModelReport, bench_model
+from tracekit.bench.limits import Limits
+from tracekit.bench.measuring import Bound, Line
+from tracekit.bench.model import ModelReport, bench_model
 from tracekit.bench.pruners import PrunerCost, PrunersReport, bench_pruners
 
 __all__ = [
+    "Bound",
     "CaptureReport",
     "Limits",
     "Line",
@@ -15,5 +17,4 @@ __all__ = [
     "bench_capture",
     "bench_model",
     "bench_pruners",
-    "measure_limits",
 ]

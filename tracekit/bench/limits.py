@@ -1,6 +1,7 @@
 """What the machine can do at best: the measured rate of large matrix products and the measured memory bandwidth.
 
-The limit of a computation is FLOPs / rate + bytes / bandwidth, both measured in the run that they are compared with.
+The limit of a computation is FLOPs / rate + bytes / bandwidth. Machines slow down and speed up, so both are measured
+again immediately before everything that is held against them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-__all__ = ["Limits", "measure_limits", "synchronise", "timed_ms", "timed_once_ms"]
+__all__ = ["Limits", "LimitsProbe", "timed_once_ms"]
 
 SIDE = 4096
 ROWS = 512
 COPIED_BYTES = 2**28
+GPU_REPEATS = 64
+"""On a GPU one product or copy is over before its launch is: so many are launched in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +33,45 @@ class Limits:
         return 1e3 * (flops / self.matrix_rate + nbytes / self.bandwidth)
 
 
-def measure_limits(dtype: torch.dtype, device: str, rounds: int = 5) -> Limits:
-    """Measure both, as the median of `rounds`."""
-    rows = torch.rand(ROWS, SIDE, device=device).to(dtype)
-    weight = torch.rand(SIDE, SIDE, device=device).to(dtype)
-    source = torch.zeros(COPIED_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    product = timed_ms(lambda: torch.nn.functional.linear(rows, weight), device, rounds)
-    copy = timed_ms(lambda: target.copy_(source), device, rounds)
-    return Limits(
-        matrix_rate=2 * ROWS * SIDE * SIDE / (float(np.median(product)) / 1e3),
-        bandwidth=2 * COPIED_BYTES / (float(np.median(copy)) / 1e3),
-    )
+class LimitsProbe:
+    """Measures the limits of `device` for products in `dtype`; every call is one measurement."""
 
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self._device = device
+        self._repeats = GPU_REPEATS if device.startswith("cuda") else 1
+        self._rows = torch.rand(ROWS, SIDE, device=device).to(dtype)
+        self._weight = torch.rand(SIDE, SIDE, device=device).to(dtype)
+        self._source = torch.zeros(COPIED_BYTES // 4, device=device)
+        self._target = torch.zeros_like(self._source)
+        self()  # what the first calls load and allocate is no limit
 
-def timed_ms(call: Callable[[], object], device: str, rounds: int) -> list[float]:
-    """Wall milliseconds of `rounds` calls after one that is not counted."""
-    call()
-    return [timed_once_ms(call, device) for _ in range(rounds)]
+    def __call__(self) -> Limits:
+        """The limits of this moment."""
+        product = timed_once_ms(self._products, self._device)
+        copy = timed_once_ms(self._copies, self._device)
+        return Limits(
+            matrix_rate=self._repeats * 2 * ROWS * SIDE * SIDE / (product / 1e3),
+            bandwidth=self._repeats * 2 * COPIED_BYTES / (copy / 1e3),
+        )
+
+    def _products(self) -> None:
+        for _ in range(self._repeats):
+            torch.nn.functional.linear(self._rows, self._weight)
+
+    def _copies(self) -> None:
+        for _ in range(self._repeats):
+            self._target.copy_(self._source)
 
 
 def timed_once_ms(call: Callable[[], object], device: str) -> float:
     """Wall milliseconds of one call; waits for the device before and after."""
-    synchronise(device)
+    _synchronise(device)
     start = time.perf_counter_ns()
     call()
-    synchronise(device)
+    _synchronise(device)
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def synchronise(device: str) -> None:
-    """Wait until the device has finished what was asked of it."""
+def _synchronise(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)

@@ -14,7 +14,7 @@ from tracekit.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracekit.bench import Line, PrunersReport
+    from tracekit.bench import Bound, Line, PrunersReport
 
 __all__ = ["app"]
 
@@ -60,12 +60,14 @@ def model(
         return
     screen = console()
     screen.print(
-        f"{preset}, {dtype} on {device}, random weights. Limits measured in this run: "
+        f"{preset}, {dtype} on {device}, random weights. Limits, measured beside every line (medians): "
         f"{result.limits.matrix_rate / 1e9:.0f} GFLOP/s, {result.limits.bandwidth / 1e9:.1f} GB/s.",
         highlight=False,
     )
     screen.print(
-        _table("Parts", result.parts), _table("Control steps (decoder and encoders; no lm_head)", result.steps)
+        _table("Parts", result.parts),
+        _table("Control steps (encoders, decoder, action head; no lm_head)", result.steps),
+        _bounds(result.bounds),
     )
 
 
@@ -161,18 +163,28 @@ def _rates(text: str) -> list[float]:
 def _table(title: str, lines: Sequence[Line]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for name in ("ms", "± half range", "visual tokens", "decoder GFLOP", "decoder GB", "limit ms", "limit / measured"):
+    for name in ("ms", "± half range", "visual tokens", "GFLOP", "GB", "limit ms", "limit / measured"):
         table.add_column(name, justify="right")
     for line in lines:
-        known = line.decoder_flops is not None and line.decoder_bytes is not None
         table.add_row(
             line.name,
             f"{line.median_ms:.1f}",
             f"{line.spread_ms / 2:.1f}",
             "" if line.tokens is None else str(line.tokens),
-            f"{line.decoder_flops / 1e9:.1f}" if known and line.decoder_flops is not None else "",
-            f"{line.decoder_bytes / 1e9:.2f}" if known and line.decoder_bytes is not None else "",
-            "" if line.limit_ms is None else f"{line.limit_ms:.1f}",
-            "" if line.efficiency is None else f"{line.efficiency:.2f}",
+            f"{line.flops / 1e9:.1f}",
+            f"{line.nbytes / 1e9:.2f}",
+            f"{line.limit_ms:.1f}",
+            f"{line.efficiency:.2f}",
         )
+    return table
+
+
+def _bounds(bounds: Sequence[Bound]) -> Table:
+    table = Table(title="Bounds (medians of the rounds' own ratios)", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in ("measured", "at most", "verdict"):
+        table.add_column(name, justify="right")
+    for bound in bounds:
+        verdict = "holds" if bound.ok else "missed"
+        table.add_row(bound.name, f"{bound.ratio:.3f}", f"{bound.most:.2f}", verdict)
     return table

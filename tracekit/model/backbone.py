@@ -85,9 +85,13 @@ class KVCache:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in the half-rotation convention: x (..., n, head_dim) with cos, sin (n, head_dim)."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    """RoPE in the half-rotation convention: x (..., n, head_dim) with cos, sin (n, head_dim).
+
+    x·cos + [-second half, first half]·sin, with the sign on the sine: there it costs nothing.
+    """
+    half = x.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return (x * cos).add_(x.roll(half, -1).mul_(signed))
 
 
 class Attention(nn.Module):
@@ -113,6 +117,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(..., n, hidden) -> (..., n, hidden); see `Backbone.forward`."""
         cos, sin = position_embeddings
+        x = x.to(self.q_proj.weight.dtype)  # once for the three of them
         query = rotate(self._heads(self.q_proj(x)), cos, sin)
         key = rotate(self._heads(self.k_proj(x)), cos, sin)
         value = self._heads(self.v_proj(x))
@@ -164,6 +169,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
+        x = x.to(self.gate_proj.weight.dtype)
         projected: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return projected
 
@@ -218,9 +224,8 @@ class Backbone(nn.Module):
             torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=positions.device).float() / self.head_dim
         )
         angles = positions.float()[..., None] * (1.0 / self.rope_theta**exponents)
-        angles = torch.cat([angles, angles], -1)
-        dtype = self.dtype
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
 
     @property
     def dtype(self) -> torch.dtype:

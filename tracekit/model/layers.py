@@ -67,7 +67,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
-        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.mul_(self.weight)
 
 
 class StdNorm(nn.Module):

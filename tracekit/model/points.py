@@ -71,8 +71,8 @@ def farthest_points(points: Tensor, count: int, start: int) -> Tensor:
 def nearest_points(points: Tensor, centres: Tensor, k: int) -> Tensor:
     """(M, k) int64 indices of the k `points` ((N, 3)) nearest to each of `centres` ((M, 3)), as a set.
 
-    Squared distances are taken in the expanded form a² + b² - 2ab, whose float32 rounding decides near-ties as it does
-    in the release.
+    Squared distances are summed as -2ab + a² + b² (a a centre, b a point), whose float32 rounding decides near-ties as
+    it does in the release: another order of the three gives another set for one centre in some thousands.
     """
     distances = -2 * (centres @ points.T)
     distances = distances + centres.square().sum(-1)[:, None] + points.square().sum(-1)
