@@ -16,12 +16,16 @@ __all__ = ["conform"]
 
 def conform(
     directory: Annotated[Path, typer.Argument(help="Run directory beside golden.json and golden.npz.", metavar="DIR")],
+    statistics: Annotated[
+        str | None, typer.Option(help="Key in dataset_statistics.json, where it has several.", metavar="KEY")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a golden file of the MLA release on its checkpoint; exit code 1 where an array is out of tolerance."""
+    from tracekit.model import ReleaseOptions
     from tracekit.model.conform import conform as recompute
 
-    report = recompute(directory)
+    report = recompute(directory, ReleaseOptions(statistics=statistics))
     if as_json:
         print_json(report.to_json())
     else:
@@ -36,5 +40,9 @@ def conform(
         screen.print(
             f"Pinning FPS to pass 0 changes the unclipped action by {report.pinning:.1e} (no error, no verdict)."
         )
+        if report.unknown:
+            screen.print(f"Not checked, as no array of this name is known: {', '.join(report.unknown)}.")
+        if report.absent:
+            screen.print(f"Not in the file, and so not checked: {', '.join(report.absent)}.")
     if not report.ok:
         raise typer.Exit(1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tracekit.errors import PolicyError
+from tracekit.layout import Span
 from tracekit.model.backbone import DecoderLayer, rotate
 from tracekit.model.checkpoint import read_json
 from tracekit.model.policy import MLA, MLATokens
@@ -37,16 +38,8 @@ DERIVED = 1e-4
 """Tolerance for what has gone through the action head and the denoise loop."""
 DIRECT = 1e-5
 """Tolerance for tokens, hidden states, attention rows and the vocabulary head."""
-DERIVED_ARRAYS = frozenset(
-    {
-        "action",
-        "action_unclipped",
-        "noisy_action",
-        "predicted_noise",
-        "pruned_predicted_noise_compressed_positions",
-        "pruned_predicted_noise_original_positions",
-    }
-)
+PRUNED = frozenset({"pruned_predicted_noise_compressed_positions", "pruned_predicted_noise_original_positions"})
+DERIVED_ARRAYS = PRUNED | {"action", "action_unclipped", "noisy_action", "predicted_noise"}
 DIRECT_ARRAYS = frozenset(
     {
         "attention_rows_step0",
@@ -57,7 +50,11 @@ DIRECT_ARRAYS = frozenset(
         "point_centres",
     }
 )
-INPUTS = frozenset({"fps_start_indices", "image", "point_cloud", "pruned_keep", "state", "text_ids"})
+NEEDED = frozenset({"fps_start_indices", "image", "noisy_action", "point_cloud", "state", "text_ids"})
+"""What an action is computed from; of `noisy_action`, the first pass."""
+
+INPUTS = NEEDED - {"noisy_action"} | {"pruned_keep"}
+OUTPUTS = EXACT | DERIVED_ARRAYS | DIRECT_ARRAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +75,16 @@ class ConformReport:
 
     `arrays`: by name. `prefix_kv`: denoising over a kept prefix against the full recompute, both with FPS pinned to
     pass 0. `pinning`: what pinning itself changes in the unclipped action, which is no error and has no verdict.
-    `skipped`: tensors of the checkpoint that feed no action.
+    `skipped`: tensors of the checkpoint that feed no action. `unknown`: arrays of the file that are no known input or
+    output, and so were not checked; `absent`: known outputs that the file does not hold.
     """
 
     arrays: Mapping[str, ArrayResult]
     prefix_kv: ArrayResult
     pinning: float
     skipped: tuple[str, ...]
+    unknown: tuple[str, ...]
+    absent: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -99,6 +99,8 @@ class ConformReport:
             "prefix_kv": self.prefix_kv.to_json(),
             "pinning": {"rel_error": self.pinning if math.isfinite(self.pinning) else None},
             "skipped": list(self.skipped),
+            "unknown": list(self.unknown),
+            "absent": list(self.absent),
         }
 
 
@@ -108,9 +110,7 @@ def conform(directory: Path, options: ReleaseOptions | None = None) -> ConformRe
     Raises PolicyError where the folder, the checkpoint or the golden file cannot be used.
     """
     golden = _read_golden(directory)
-    instruction = read_json(directory / "golden.json").get("instruction")
-    if not isinstance(instruction, str):
-        raise PolicyError(f"{directory / 'golden.json'}: lacks the instruction; restore the file")
+    instruction = _instruction(directory / "golden.json")
     policy, skipped = load_release(directory, options)
     policy.tokenizer = IdTable({instruction: golden["text_ids"].tolist()}, int(golden["text_ids"][-1]))
     policy.freeze(Precision())
@@ -125,17 +125,28 @@ def conform(directory: Path, options: ReleaseOptions | None = None) -> ConformRe
         raise PolicyError(
             f"{directory}: golden.npz has {len(starts)} denoise passes, the policy {policy.passes}; set ddim_steps"
         )
-    initial = torch.from_numpy(golden["noisy_action"][0]).reshape(policy.action_shape)
+    noise = golden["noisy_action"][0].astype(np.float32)
+    if noise.size != math.prod(policy.action_shape):
+        raise PolicyError(
+            f"{directory}: golden.npz has noisy actions of shape {noise.shape}, the policy's are "
+            f"{policy.action_shape}; set action_window (future_action_window_size + 1)"
+        )
+    initial = torch.from_numpy(noise).reshape(policy.action_shape)
     with torch.inference_mode():
         tokens = policy.tokenize(observation)
         prefixes = [policy.embed_prefix(tokens, start) for start in starts]
-        ours = _recompute(policy, tokens, prefixes, initial, golden["pruned_keep"])
+        ours = _recompute(policy, tokens, prefixes, initial, golden)
         full = _denoise(policy, tokens, prefixes[:1] * policy.passes, initial)["action_unclipped"]
         kept = denoise_over_prefix(policy, prefixes[0], initial).numpy()
-    results = {name: _compare(name, ours[name], golden[name]) for name in sorted({*golden} - INPUTS)}
+    results = {name: _compare(name, ours[name], golden[name]) for name in sorted({*golden} & OUTPUTS)}
     error = relative_error(kept, full)
     return ConformReport(
-        results, ArrayResult(error, error <= DERIVED), relative_error(full, ours["action_unclipped"]), skipped
+        arrays=results,
+        prefix_kv=ArrayResult(error, error <= DERIVED),
+        pinning=relative_error(full, ours["action_unclipped"]),
+        skipped=skipped,
+        unknown=tuple(sorted({*golden} - INPUTS - OUTPUTS)),
+        absent=tuple(sorted(OUTPUTS - {*golden})),
     )
 
 
@@ -162,6 +173,18 @@ def denoise_over_prefix(policy: MLA, prefix: Prefix, sample: Tensor) -> Tensor:
     return sample
 
 
+def _instruction(path: Path) -> str:
+    """What golden.json says was asked of the robot, once it is known that its numbers can be held against ours."""
+    settings = read_json(path)
+    precision = settings.get("precision", "fp32")
+    if precision not in {"fp32", "float32"}:
+        raise PolicyError(f"{path}: precision {precision!r}; only numbers computed in fp32 can be compared, give those")
+    instruction = settings.get("instruction")
+    if not isinstance(instruction, str):
+        raise PolicyError(f"{path}: lacks the instruction; restore the file")
+    return instruction
+
+
 def _read_golden(directory: Path) -> Arrays:
     path = directory / "golden.npz"
     try:
@@ -169,12 +192,10 @@ def _read_golden(directory: Path) -> Arrays:
             golden = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PolicyError(f"{path}: cannot be read ({error}); give a folder laid out as a conformance set") from error
-    missing = sorted((INPUTS | {"noisy_action"}) - {*golden})
+    needed = NEEDED | ({"pruned_keep"} if {*golden} & PRUNED else frozenset())
+    missing = sorted(name for name in needed if name not in golden or not golden[name].size)
     if missing:
         raise PolicyError(f"{path}: lacks the inputs {', '.join(missing)}; restore the file")
-    unknown = sorted({*golden} - INPUTS - DERIVED_ARRAYS - EXACT - DIRECT_ARRAYS)
-    if unknown:
-        raise PolicyError(f"{path}: unknown arrays {', '.join(unknown)}; this version cannot recompute them")
     return golden
 
 
@@ -207,17 +228,17 @@ def _denoise(policy: MLA, tokens: MLATokens, prefixes: Sequence[Prefix], sample:
     return {name: torch.stack(values).numpy() for name, values in kept.items()} | {"action_unclipped": sample.numpy()}
 
 
-def _recompute(
-    policy: MLA, tokens: MLATokens, prefixes: Sequence[Prefix], initial: Tensor, keep: npt.NDArray[np.bool_]
-) -> Arrays:
+def _recompute(policy: MLA, tokens: MLATokens, prefixes: Sequence[Prefix], initial: Tensor, golden: Arrays) -> Arrays:
     """Every array that a golden file may hold."""
     layout = tokens.layout
     ours = _denoise(policy, tokens, prefixes, initial)
     ours["action"] = policy.read_out(torch.from_numpy(ours["action_unclipped"])).numpy()
     ours["denoise_timesteps"] = np.array(policy.timesteps, np.float64)
 
-    queries = torch.arange(layout.span("text").start, layout.length)
-    ours["attention_row_positions"] = queries.numpy()
+    expected = np.arange(layout.span("text").start, layout.length)
+    ours["attention_row_positions"] = expected
+    given = golden.get("attention_row_positions", expected).reshape(-1)
+    queries = torch.from_numpy(given if np.isin(given, np.arange(layout.length)).all() else expected)
     prefix = prefixes[0]
     rows = torch.cat([prefix.rows, policy.embed_tail(initial, 0)])
     with _observed(policy, queries) as seen:
@@ -233,13 +254,27 @@ def _recompute(
         )
     ours["patch_row_col_step0"], ours["patch_valid_step0"] = camera.raster(prefix.centres.numpy())
 
+    return ours | _pruned(policy, layout.span("action"), rows, golden)
+
+
+def _pruned(policy: MLA, action: Span, rows: Tensor, golden: Arrays) -> Arrays:
+    """Predicted noise of pass 0 without the rows that the file drops, at their own positions and renumbered."""
+    if "pruned_keep" not in golden:
+        return {}
+    keep = golden["pruned_keep"].astype(bool).reshape(-1)
+    if len(keep) != len(rows) or not keep[action.slice].all():
+        raise PolicyError(
+            f"pruned_keep marks {len(keep)} rows of a sequence of {len(rows)} and must keep the noisy action; restore "
+            "golden.npz"
+        )
     kept = torch.from_numpy(keep).nonzero().flatten()
-    action = int(torch.from_numpy(keep[: layout.span("action").start]).sum())
+    first = int(keep[: action.start].sum())
+    found = {}
     for name, positions in (("original", kept), ("compressed", torch.arange(len(kept)))):
         hidden = policy.forward(rows[kept], positions)
-        noise = policy.read_noise(hidden[action : action + policy.config.action_window])
-        ours[f"pruned_predicted_noise_{name}_positions"] = noise.numpy()
-    return ours
+        noise = policy.read_noise(hidden[first : first + len(action)])
+        found[f"pruned_predicted_noise_{name}_positions"] = noise.numpy()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.release_double.golden import write_golden
 from tracekit.errors import PolicyError
 from tracekit.model import CAMERAS
-from tracekit.model.conform import DERIVED_ARRAYS, DIRECT_ARRAYS, EXACT, conform, relative_error
+from tracekit.model.conform import DERIVED_ARRAYS, DIRECT_ARRAYS, EXACT, PRUNED, conform, relative_error
 from tracekit.model.release import find_checkpoint
 
 from .release_files import release_policy, state_dicts, write_conformance
@@ -104,7 +105,13 @@ def edit_golden(folder, **changes):
     ("changes", "message"),
     [
         ({"image": None}, "lacks the inputs image"),
-        ({"mystery": np.zeros(3)}, "unknown arrays mystery"),
+        ({"state": np.zeros(0)}, "lacks the inputs state"),
+        ({"pruned_keep": None}, "lacks the inputs pruned_keep"),
+        ({"pruned_keep": np.ones(7, bool)}, r"pruned_keep marks 7 rows of a sequence of \d+"),
+        (
+            {"noisy_action": np.zeros((4, 1, 2, 7), np.float32)},
+            r"noisy actions of shape \(1, 2, 7\).*set action_window",
+        ),
         ({"point_cloud": np.zeros((1, 1024, 6), np.float32)}, r"shape \(1024, 6\).*x, y, z only"),
         ({"fps_start_indices": np.zeros((9, 2), np.int64)}, "9 denoise passes, the policy 4"),
     ],
@@ -114,6 +121,53 @@ def test_unusable_golden_files_get_one_line(folder, changes, message):
     with pytest.raises(PolicyError, match=message) as caught:
         conform(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_unknown_or_absent_is_named_and_the_rest_checked(folder):
+    gone = {"pruned_keep", "hidden_states_step0", *PRUNED}
+    edit_golden(folder, mystery=np.zeros(3), **dict.fromkeys(gone))
+    report = conform(folder)
+    assert report.ok
+    assert report.unknown == ("mystery",)
+    assert {*report.absent} == gone - {"pruned_keep"}
+    assert {*report.arrays} == (DERIVED_ARRAYS | DIRECT_ARRAYS | EXACT) - gone
+
+
+def test_attention_rows_are_taken_where_the_file_has_them(folder):
+    with np.load(folder / "golden.npz") as file:
+        rows, positions = file["attention_rows_step0"], file["attention_row_positions"]
+    edit_golden(folder, attention_rows_step0=rows[:, :, ::2], attention_row_positions=positions[::2])
+    report = conform(folder)
+    assert [name for name, result in report.arrays.items() if not result.ok] == ["attention_row_positions"]
+    edit_golden(folder, attention_row_positions=positions + 5000)
+    assert not conform(folder).arrays["attention_rows_step0"].ok
+
+
+def test_numbers_of_another_precision_are_not_compared(folder):
+    settings = json.loads((folder / "golden.json").read_text())
+    (folder / "golden.json").write_text(json.dumps({**settings, "precision": "bf16"}))
+    with pytest.raises(PolicyError, match="precision 'bf16'; only numbers computed in fp32"):
+        conform(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"hidden_size": 96, "heads": 6, "kv_heads": 6, "layers": 5, "intermediate_size": 200, "ddim_steps": 10},
+        {"action_window": 16, "ddim_steps": 5, "layers": 1, "image_width": 64, "image_heads": 8, "rms_norm_eps": 1e-6},
+        {"action_window": 1, "ddim_steps": 2, "point_width": 96, "point_outputs": 768, "rope_theta": 5e3, "layers": 3},
+    ],
+)
+def test_numbers_of_the_stand_in_for_the_release_are_reproduced(widths, tmp_path, monkeypatch):
+    """Computed by other code than ours, around Hugging Face's LLaMA; the vocabulary and ids are LLaMA's."""
+    ids = [1, 512, 29901, 1724, 3158, 881, 278, 19964, 2125, 304, 3802, 3800, 29973, 13, 3744, 29901, 29871]
+    folder = write_golden(tmp_path / "run", release_policy(vocab_size=32064, **widths), ids, monkeypatch)
+    report = conform(folder)
+    assert report.ok, report.to_json()
+    assert not report.unknown
+    assert not report.absent
+    assert report.prefix_kv.rel_error < 1e-5
 
 
 def test_damaged_golden_files_get_one_line(folder):
