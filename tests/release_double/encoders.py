@@ -26,8 +26,10 @@ class FPS_kNN(nn.Module):
             chosen.append(int(nearest.argmax()))
         index = torch.tensor([chosen])
         centres = points[index[0]]
-        # In the release's order of summation: near-ties go the way that float32 rounds.
-        distance = -2 * (centres @ points.T) + (centres**2).sum(-1)[:, None] + (points**2).sum(-1)[None]
+        # In the release's order and in place, so that autocast rounds every sum: near-ties go the way of the rounding.
+        distance = -2 * (centres @ points.T)
+        distance += (centres**2).sum(-1)[:, None]
+        distance += (points**2).sum(-1)[None]
         near = distance.topk(self.k_neighbors, largest=False, sorted=False).indices
         return centres[None], x[:, index[0]], points[near][None], x[0, near][None], index
 

@@ -68,25 +68,34 @@ def farthest_points(points: Tensor, count: int, start: int) -> Tensor:
     return torch.from_numpy(_farthest_compiled(rows, count, start)).to(points.device)
 
 
-def nearest_points(points: Tensor, centres: Tensor, k: int) -> Tensor:
+def nearest_points(points: Tensor, centres: Tensor, k: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(M, k) int64 indices of the k `points` ((N, 3)) nearest to each of `centres` ((M, 3)), as a set.
 
-    Squared distances are summed as -2ab + a² + b² (a a centre, b a point), whose float32 rounding decides near-ties as
-    it does in the release: another order of the three gives another set for one centre in some thousands.
+    Squared distances are summed as -2ab + a² + b² (a a centre, b a point), whose rounding decides near-ties as it does
+    in the release: another order of the three gives another set for one centre in some thousands. `dtype`: what they
+    are rounded to after each term. Under the release's autocast that is bfloat16, whose steps are wider than the gaps
+    between neighbours: a tenth of what its point tokens say is then the choice among ties, which devices make
+    differently.
     """
-    distances = -2 * (centres @ points.T)
-    distances = distances + centres.square().sum(-1)[:, None] + points.square().sum(-1)
+    distances = -2 * (centres.to(dtype) @ points.T.to(dtype))
+    distances += centres.square().sum(-1)[:, None]
+    distances += points.square().sum(-1)
     return distances.topk(k, dim=-1, largest=False, sorted=False).indices
 
 
-def group_points(points: Tensor, starts: tuple[int, ...], k: int) -> tuple[PointStage, ...]:
-    """Grouping of every stage of `points` ((N, 3) float32); each halves the points, beginning at its start index."""
+def group_points(
+    points: Tensor, starts: tuple[int, ...], k: int, dtype: torch.dtype = torch.float32
+) -> tuple[PointStage, ...]:
+    """Grouping of every stage of `points` ((N, 3) float32); each halves the points, beginning at its start index.
+
+    `dtype`: of the distances, see `nearest_points`.
+    """
     stages = []
     current = points
     for start in starts:
         centres = farthest_points(current, len(current) // 2, start)
         following = current[centres]
-        stages.append(PointStage(centres, nearest_points(current, following, k)))
+        stages.append(PointStage(centres, nearest_points(current, following, k, dtype)))
         current = following
     return tuple(stages)
 

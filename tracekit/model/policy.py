@@ -203,7 +203,7 @@ class MLA(nn.Module):
         ):
             raise PolicyError(f"FPS starts {fps_starts}: need one index below each of {tokens.fps_sizes}")
         points = tokens.inputs["points"]
-        stages = group_points(points, fps_starts, self.config.point_neighbours)
+        stages = group_points(points, fps_starts, self.config.point_neighbours, DTYPES[self.precision.dtype])
         stages = tuple(
             replace(s, centres=s.centres.to(self.device), neighbours=s.neighbours.to(self.device)) for s in stages
         )
