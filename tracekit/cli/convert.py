@@ -1,4 +1,4 @@
-"""`tracekit convert`: a run directory of the MLA release -> a policy directory of safetensors."""
+"""`tracekit convert`: a run directory of the MLA release -> a policy directory of safetensors, and back."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ __all__ = ["convert"]
 
 
 def convert(
-    run: Annotated[
+    source: Annotated[
         Path,
         typer.Argument(
-            help="Run directory: config.json, dataset_statistics.json, checkpoints/step-*.pt.", metavar="RUN"
+            help="Run directory (config.json, dataset_statistics.json, checkpoints/step-*.pt), or a policy directory.",
+            metavar="FROM",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="New directory for the converted policy.", metavar="DIR")],
+    out: Annotated[Path, typer.Argument(help="New directory for what it becomes.", metavar="TO")],
     statistics: Annotated[
         str | None, typer.Option(help="Key in dataset_statistics.json, where it has several.", metavar="KEY")
     ] = None,
@@ -31,11 +32,13 @@ def convert(
     ddim_steps: Annotated[int | None, typer.Option(help="Denoise passes per action.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a checkpoint of the MLA release, and load the result once to prove it.
+    """Convert a checkpoint of the MLA release into a policy directory of safetensors, or such a directory back.
 
-    What neither the options nor the run's tracekit.json nor the tensors say is asked for by name.
+    The result is loaded once to prove it. What neither the options nor the run's tracekit.json nor the tensors say is
+    asked for by name.
     """
-    from tracekit.model import ReleaseOptions, load_policy_directory, load_release, save_policy
+    from tracekit.model import ReleaseOptions, load_policy_directory, load_release, save_policy, save_release
+    from tracekit.model.checkpoint import is_policy_directory
 
     if out.exists():
         raise PolicyError(f"{out}: exists already; choose another directory, or remove it")
@@ -47,11 +50,21 @@ def convert(
         ddim_steps=ddim_steps,
         statistics=statistics,
     )
-    policy, skipped = load_release(run, options)
-    save_policy(policy, out)
-    identity = load_policy_directory(out).identity
-    if identity != policy.identity:
-        raise PolicyError(f"{out}: reads back as other weights than {run} holds; check the disk and convert again")
+    skipped: tuple[str, ...] = ()
+    if is_policy_directory(source):
+        if options != ReleaseOptions():
+            raise PolicyError(f"{source}: a policy directory says everything itself; leave the options out")
+        policy = load_policy_directory(source)
+        save_release(policy, out)
+        identity = policy.identity
+    else:
+        policy, skipped = load_release(source, options)
+        save_policy(policy, out)
+        identity = load_policy_directory(out).identity
+        if identity != policy.identity:
+            raise PolicyError(
+                f"{out}: reads back as other weights than {source} holds; check the disk and convert again"
+            )
     if as_json:
         print_json({"out": str(out), "policy": identity.to_json(), "skipped": list(skipped)})
         return

@@ -13,6 +13,7 @@ from tracekit.model.checkpoint import initialise, is_policy_directory, load_poli
 from tracekit.model.config import MLAConfig, Normalisation, mla_7b, reference
 from tracekit.model.policy import MLA, MLATokens
 from tracekit.model.release import ReleaseOptions, is_run_directory, load_release
+from tracekit.model.release_writing import save_release
 from tracekit.model.text import IdTable, TextTokenizer, WordTokenizer
 from tracekit.model.vocabulary import REFERENCE_WORDS
 from tracekit.policy import Policy, Precision, register_policy
@@ -36,6 +37,7 @@ __all__ = [
     "reference",
     "reference_policy",
     "save_policy",
+    "save_release",
 ]
 
 REFERENCE_SEED = 0

@@ -18,7 +18,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tracekit.actions import ROTATION_SIZES, ActionSpec
@@ -33,6 +35,7 @@ __all__ = ["ReleaseOptions", "find_checkpoint", "is_run_directory", "load_releas
 SIDECAR = "tracekit.json"
 STATISTICS = "dataset_statistics.json"
 LLAMA_7B_WIDTH = 4096
+SUFFIXES = (".pt", ".pt.xz", ".safetensors")
 INTEGERS = frozenset({"heads", "action_window", "ddim_steps", "image_heads", "point_neighbours"})
 LLAMA_7B = {"heads": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "action_window": 1, "ddim_steps": 8}
 
@@ -74,13 +77,15 @@ def is_run_directory(directory: Path) -> bool:
 def find_checkpoint(directory: Path) -> Path:
     """The checkpoint of the highest step in `directory`/checkpoints or, failing that, in `directory` itself.
 
-    Plain `.pt` is preferred over `.pt.xz` of the same name. Raises PolicyError if there is none.
+    Plain `.pt` is preferred over `.pt.xz` and `.safetensors` of the same step. Raises PolicyError if there is none.
     """
     for folder in (directory / "checkpoints", directory):
-        found = [path for pattern in ("step-*.pt", "step-*.pt.xz") for path in sorted(folder.glob(pattern))]
+        found = [path for suffix in SUFFIXES for path in sorted(folder.glob(f"step-*{suffix}"))]
         if found:
             return max(found, key=lambda path: (_step(path), path.suffix == ".pt", path.name))
-    raise PolicyError(f"{directory}: no checkpoints/step-*.pt (or .pt.xz); give the run directory of an MLA checkpoint")
+    raise PolicyError(
+        f"{directory}: no checkpoints/step-*.pt (or .pt.xz, .safetensors); give the run directory of an MLA checkpoint"
+    )
 
 
 def _step(path: Path) -> int:
@@ -107,8 +112,13 @@ def load_release(directory: Path, options: ReleaseOptions | None = None) -> tupl
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a release checkpoint, `<module>.<key>` -> tensor, mapped from the file; see `load_release`."""
+    """All tensors of a release checkpoint, `<module>.<key>` -> tensor, mapped from the file; see `load_release`.
+
+    A `.safetensors` file holds them under these names.
+    """
     try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
         if path.suffix != ".xz":
             loaded = _unpickle(path)
         else:
@@ -121,7 +131,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise PolicyError(
             f"{path}: not an archive of tensors alone, so it is not loaded; save {{'model': state dicts}} with torch"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, lzma.LZMAError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, lzma.LZMAError, SafetensorError) as error:
         reason = str(error).split("\n", 1)[0]
         raise PolicyError(f"{path}: damaged or cut off ({reason}); copy the checkpoint again") from error
     modules = loaded.get("model") if isinstance(loaded, Mapping) else None

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -40,6 +41,29 @@ def test_convert_writes_a_policy_that_loads_as_the_run_does(tracekit, folder, tm
         "model.safetensors",
         "text_ids.json",
     ]
+
+
+def test_convert_goes_back_to_a_run_that_conforms(tracekit, folder, tmp_path):
+    assert tracekit("convert", folder, tmp_path / "policy")[0] == 0
+    status, out, err = tracekit("convert", tmp_path / "policy", tmp_path / "back", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["skipped"] == []
+    for name in ("golden.json", "golden.npz"):
+        shutil.copy(folder / name, tmp_path / "back" / name)
+    assert tracekit("conform", tmp_path / "back", "--json")[0] == 0
+    status, out, err = tracekit("convert", tmp_path / "policy", tmp_path / "x", "--heads", 2)
+    assert (status, out) == (2, "")
+    assert "leave the options out" in err
+
+
+def test_conform_takes_the_key_of_the_statistics(tracekit, folder):
+    statistics = json.loads((folder / "dataset_statistics.json").read_text())
+    (folder / "dataset_statistics.json").write_text(json.dumps({**statistics, "other": {}}))
+    status, _, err = tracekit("conform", folder)
+    assert status == 2
+    assert "holds ['other', 'rlbench']; choose one" in err
+    assert tracekit("conform", folder, "--statistics", "wrong")[0] == 2
+    assert tracekit("conform", folder, "--statistics", "rlbench")[0] == 0
 
 
 def test_convert_takes_what_the_tensors_do_not_say_as_options(tracekit, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import lzma
 import pickle
@@ -6,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tracekit.errors import PolicyError
-from tracekit.model import ReleaseOptions, load_directory, load_release
+from tracekit.model import ReleaseOptions, load_directory, load_release, save_release
 from tracekit.model.release import find_checkpoint
 from tracekit.policy import Precision
 
@@ -82,6 +84,47 @@ def test_packed_checkpoints_are_unpacked_beside_nothing(run, original):
     assert [p.name for p in (run / "checkpoints").iterdir()] == [packed.name]
     packed.write_bytes(packed.read_bytes()[:-20])
     assert "damaged or cut off" in refusal(run)
+
+
+def test_safetensors_in_place_of_the_pickle_load_the_same(run, original):
+    path = find_checkpoint(run)
+    flat = path.with_suffix(".safetensors")
+    save_file({f"{m}.{k}": t for m, entries in state_dicts(original).items() for k, t in entries.items()}, flat)
+    path.unlink()
+    assert find_checkpoint(run) == flat
+    policy, skipped = load_release(run)
+    assert policy.identity.weights_digest == original.identity.weights_digest
+    assert len(skipped) == 7
+    flat.write_bytes(flat.read_bytes()[:-20])
+    assert "damaged or cut off" in refusal(run)
+
+
+def test_a_policy_goes_back_into_a_run_of_the_release(run, original, tmp_path):
+    policy, _ = load_release(run)
+    policy.tokenizer = original.tokenizer
+    save_release(policy, tmp_path / "again")
+    again, skipped = load_release(tmp_path / "again")
+    assert again.identity.weights_digest == policy.identity.weights_digest
+    assert dataclasses.replace(again.config, name="run") == policy.config
+    assert again.tokenizer.encode("close box") == [1, 5, 6, 7, 8]
+    assert skipped == ()
+    modules = torch.load(find_checkpoint(tmp_path / "again"), weights_only=True)["model"]
+    assert {*modules} <= {*state_dicts(original)}
+    with pytest.raises(PolicyError, match="exists already"):
+        save_release(policy, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"image_position": True}, "cannot say image_position = True"),
+        ({"tactile_token": False, "max_text": 9}, "cannot say tactile_token = False, max_text = 9"),
+    ],
+)
+def test_what_the_release_has_no_form_for_is_not_written(changes, lost, tmp_path):
+    with pytest.raises(PolicyError, match=lost):
+        save_release(release_policy(**changes), tmp_path / "run")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_latest_step_is_taken(run):
