@@ -105,8 +105,10 @@ def bench_model(
 
     Raises ConfigError for an unknown preset, a device that is not there, or rates outside (0, 1).
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device not in {"cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))}:
         raise ConfigError(f"--device {device}: torch sees no such device here; use --device cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no such device here; use --device cpu")
     if not all(0 < rate < 1 for rate in rates):
         raise ConfigError(f"--rates {','.join(map(str, rates))}: each must lie between 0 and 1")
     execution = ExecutionConfig(dtype=dtype, threads=threads)  # type: ignore[arg-type]  # ExecutionConfig's loader checks it
