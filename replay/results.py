@@ -181,7 +181,10 @@ def _seen_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArr
         seen, observed = step.recorded.seen, np.ones(shape.n_2d, np.bool_)
     elif result.observables is not None:
         seen = reduce(result.observables, config.pruner.reduction, shape)
-        kept, patch = result.kept[0], result.observables.patch
+        kept = result.kept[0]
+        patch = (
+            result.observables.patch if result.observables.nearest_patch is None else result.observables.nearest_patch
+        )
         patch = np.full(shape.n_3d, -1, np.int32) if patch is None else patch
         observed = observed_patches(kept[: shape.n_2d], kept[shape.n_2d :], patch)
     else:

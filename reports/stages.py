@@ -53,6 +53,8 @@ def has_stages(config: Configuration, stored: Episode) -> bool:
     """Whether `masks_by_stage` can be asked: a tri-stage configuration of more than one row, whose scores are known."""
     if config.kind != "tri_stage" or len(stage_sets(config)) < 2 or "seen/points" not in stored:
         return False
+    if config.pruner.reduction.correspondence == "nearest":  # the recording has the patches of projection
+        return False
     return bool(stored.present("seen/points").all())
 
 
@@ -65,8 +67,8 @@ def masks_by_stage(config: Configuration, stored: Episode, recording: Episode) -
     """
     if not has_stages(config, stored):
         raise TraceError(
-            f"configuration {config.name!r} cannot be shown stage by stage: it has one row only, or no scores of every "
-            "step were stored; draw it without --stages"
+            f"configuration {config.name!r} cannot be shown stage by stage: it has one row only, its scores were not "
+            "stored at every step, or its points do not follow the recorded patches; draw it without --stages"
         )
     layout = TokenLayout.from_json(recording.info.attributes["layout"])
     return [_row(config, label, stages, stored, recording, layout) for label, stages in stage_sets(config)]

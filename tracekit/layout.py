@@ -139,10 +139,17 @@ class TokenLayout:
 class PatchAlignment:
     """Which image patch each point token falls into, for one denoise pass.
 
-    `patch`: (N_3D,) int32, 256·view + 16·row + column, or -1 for a point that no view's camera sees.
+    `patch`: (N_3D,) int32, 256·view + 16·row + column, or -1 for a point that no view's camera sees. `nearest`: the
+    same with each such point given to the patch whose centre ray passes nearest, where that was asked for.
     """
 
     patch: npt.NDArray[np.int32]
+    nearest: npt.NDArray[np.int32] | None = None
+
+    @property
+    def followed(self) -> npt.NDArray[np.int32]:
+        """The patch that decides whether a point token stays: `nearest` if it was asked for."""
+        return self.patch if self.nearest is None else self.nearest
 
     def counts(self, patches: int) -> npt.NDArray[np.int32]:
         """(patches,) number of point tokens in every patch."""

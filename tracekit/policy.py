@@ -7,7 +7,7 @@ are unbatched: one control step is one sequence of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from tracekit.actions import ActionSpec
+from tracekit.camera import Camera
 from tracekit.errors import PolicyError
 from tracekit.layout import PatchAlignment, TokenLayout
 from tracekit.observation import Observation
@@ -65,12 +66,14 @@ class Prefix:
     """Embedded prefix of one denoise pass.
 
     `rows`: (layout.prefix_length, D) float. `centres`: (N_3D, 3) float32 world metres of the point tokens, or None.
-    `alignment`: point token -> patch, or None for a policy without points.
+    `alignment`: point token -> patch, or None for a policy without points. `cameras`: index of a view -> its camera, of
+    the views that have one; a correspondence of points and patches other than projection may need them.
     """
 
     rows: Tensor
     centres: Tensor | None
     alignment: PatchAlignment | None
+    cameras: Mapping[int, Camera] = field(default_factory=dict)
 
 
 class Cache(Protocol):

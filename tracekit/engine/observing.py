@@ -70,6 +70,7 @@ def observables_of(
     tap: AttentionTap,
     patch: npt.NDArray[np.int32] | None,
     *,
+    nearest_patch: npt.NDArray[np.int32] | None = None,
     kept: npt.NDArray[np.bool_] | None = None,
     centres: npt.NDArray[np.float32] | None = None,
     embeddings: npt.NDArray[np.float32] | None = None,
@@ -77,8 +78,8 @@ def observables_of(
 ) -> Observables:
     """What a tapped pass 0 shows. Layers and heads that were not taken are NaN, which no pruner accepts.
 
-    `patch`: (N_3D,) of its point tokens, None without points; `kept`: (N_visual,), None for all; `centres`: (N_3D, 3);
-    `embeddings`: (N_visual, D); `sensed`: see `from_sensors`.
+    `patch`: (N_3D,) of its point tokens, None without points, and `nearest_patch` where it is known; `kept`:
+    (N_visual,), None for all; `centres`: (N_3D, 3); `embeddings`: (N_visual, D); `sensed`: see `from_sensors`.
     """
     received, extras, last_row = tap.received, tap.extras, tap.last_row
     rows = [one.numpy() for one in received.values()]
@@ -88,6 +89,7 @@ def observables_of(
         attention=attention,
         groups=tuple(received),
         patch=patch,
+        nearest_patch=nearest_patch,
         last_row=None if last_row is None else last_row.numpy(),
         mean_all_rows=_numpy(extras.get("mean_all_rows")),
         qk_text_layer0=_numpy(extras.get("qk_text_layer0")),

@@ -26,6 +26,7 @@ from tracekit.layout import TokenLayout
 from tracekit.policy import Policy, Prefix, Tokens
 from tracekit.profiling import StageClock
 from tracekit.pruning import Decision, DecisionKey, Observables, Scores, Shape, point_mask
+from tracekit.pruning.points import nearest_patches
 
 __all__ = ["StepOptions", "control_step", "decision_shape"]
 
@@ -103,7 +104,7 @@ class _Step:
         kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
         forward: PassForward = kind(self.policy, layout, self.clock, dropping)
         first = self._encode(0)
-        decision = decider.before(_patch(first))
+        decision = decider.before(_followed(first))
         sample = torch.from_numpy(self.draws.noise.copy())
         samples: list[Tensor] = []
         kept: list[npt.NDArray[np.bool_]] = []
@@ -134,7 +135,7 @@ class _Step:
                             observables = self._observables(tap, prefix, kept[0])
                             seen = reduced(self.config, observables, self.shape)
                     if decider.watches and decider.mode != "in_network":
-                        decision = decider.after(seen, kept[0], _patch(prefix), decision)
+                        decision = decider.after(seen, kept[0], _followed(prefix), decision)
                     tap.follow()
                     if not self._takes_later:
                         tapped.close()
@@ -176,10 +177,19 @@ class _Step:
         pinned = self.config.reuse.fps == "pinned"
         starts = tuple(int(start) for start in self.draws.fps_starts[0 if pinned else step])
         with self.clock.stage("encode", step):
-            self.prefix = self.policy.embed_prefix(self.tokens, starts)
+            self.prefix = self._matched(self.policy.embed_prefix(self.tokens, starts))
         if self.options.encoded != "none":
             self.encoded.append(self.prefix)  # read when the step is over: on a GPU that would wait for the device
         return self.prefix
+
+    def _matched(self, prefix: Prefix) -> Prefix:
+        """`prefix` with the nearest patch of every point, if the pruner's correspondence asks for it."""
+        reduction = getattr(self.config.pruner, "reduction", None)
+        if prefix.alignment is None or prefix.centres is None or getattr(reduction, "correspondence", "") != "nearest":
+            return prefix
+        centres = prefix.centres.cpu().numpy()
+        nearest = nearest_patches(centres, prefix.alignment.patch, prefix.cameras)
+        return replace(prefix, alignment=replace(prefix.alignment, nearest=nearest))
 
     def _kept(self, decision: Decision, prefix: Prefix, step: int) -> npt.NDArray[np.bool_]:
         """(N_visual,) visual tokens of pass `step`: all before the decision; points follow their patch in this pass."""
@@ -189,7 +199,7 @@ class _Step:
             if prefix.alignment is None:
                 return decision.keep_2d
             drawn_as = 0 if self.config.reuse.fps == "pinned" else step
-            points = point_mask(decision, prefix.alignment.patch, drawn_as, self.key)
+            points = point_mask(decision, prefix.alignment.followed, drawn_as, self.key)
             return np.concatenate([decision.keep_2d, points])
 
     def _inside(self, decider: Decider, prefix: Prefix, layer: int) -> InsideDecision:
@@ -243,6 +253,7 @@ class _Step:
         return observables_of(
             tap,
             _patch(prefix),
+            nearest_patch=None if prefix.alignment is None else prefix.alignment.nearest,
             kept=kept,
             centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
             embeddings=rows,
@@ -252,6 +263,10 @@ class _Step:
 
 def _patch(prefix: Prefix) -> npt.NDArray[np.int32] | None:
     return None if prefix.alignment is None else prefix.alignment.patch
+
+
+def _followed(prefix: Prefix) -> npt.NDArray[np.int32] | None:
+    return None if prefix.alignment is None else prefix.alignment.followed
 
 
 def _pass_record(prefix: Prefix, *, with_rows: bool) -> PassRecord:

@@ -216,7 +216,8 @@ class MLA(nn.Module):
             tokens.inputs["proprio"].to(self.device),
         )
         centres = centres.detach()
-        return Prefix(rows, centres, self._alignment(centres.cpu().numpy(), tokens.cameras))
+        cameras = {view: camera for view, camera in enumerate(tokens.cameras) if camera is not None}
+        return Prefix(rows, centres, _alignment(centres.cpu().numpy(), cameras), cameras)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(V, 3, 672, 672) pixels of V views -> (V, 256, D) image tokens."""
@@ -322,14 +323,14 @@ class MLA(nn.Module):
             )
         return self.config.state.normalise(values).astype(np.float32)
 
-    def _alignment(self, centres: npt.NDArray[Any], cameras: tuple[Camera | None, ...]) -> PatchAlignment:
-        """Patch of every point token: that of the first view, front first, whose camera sees its centre."""
-        patch = np.full(len(centres), -1, np.int32)
-        for i, camera in enumerate(cameras):
-            if camera is not None:
-                seen = camera.patches(centres)
-                patch = np.where((patch < 0) & (seen >= 0), seen + i * PATCHES_PER_VIEW, patch)
-        return PatchAlignment(patch.astype(np.int32))
+
+def _alignment(centres: npt.NDArray[Any], cameras: Mapping[int, Camera]) -> PatchAlignment:
+    """Patch of every point token: that of the first view, front first, whose camera sees its centre."""
+    patch = np.full(len(centres), -1, np.int32)
+    for view, camera in cameras.items():
+        seen = camera.patches(centres)
+        patch = np.where((patch < 0) & (seen >= 0), seen + view * PATCHES_PER_VIEW, patch)
+    return PatchAlignment(patch.astype(np.int32))
 
 
 def _checked_image(images: Mapping[str, npt.NDArray[np.uint8]], view: str) -> npt.NDArray[np.uint8]:
