@@ -11,6 +11,7 @@ import numpy as np
 from replay.source import RecordedEpisode, RecordedStep
 from tracekit.config import Configuration
 from tracekit.engine import Controller, StepOptions, StepResult
+from tracekit.errors import TracekitError
 from tracekit.policy import Policy
 
 __all__ = ["EpisodeReplay", "StepReplay", "replay_episode"]
@@ -85,7 +86,11 @@ def replay_episode(
     for recorded in episode.steps(config, shown=config.observe.feedback == "recorded"):
         memory = controller.memory
         controller.reset(episode.info.uid, steps=recorded.number - 1, memory=memory, index=index)
-        result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
+        try:
+            result = controller.step(recorded.observation, recorded.draws, recorded.seen, recorded.displacement_m)
+        except TracekitError as error:
+            where = f"configuration {config.name!r}, episode {episode.info.id!r}, step {recorded.number}"
+            raise type(error)(f"{where}: {error}") from None
         steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned", recorded_pinned))
         advance()
     return EpisodeReplay(episode.info.id, tuple(steps))

@@ -21,7 +21,7 @@ from tracekit.engine import decision_shape
 from tracekit.errors import TraceError
 from tracekit.fingerprint import environment_fingerprint
 from tracekit.pruning import Scores, decision_digest, observed_patches, reduce
-from tracekit.store import ArraySpec, Episode, EpisodeInfo, Trace, TraceWriter
+from tracekit.store import ArraySpec, Episode, EpisodeInfo, Trace, TraceWriter, refuse_inside_store
 
 __all__ = ["REPLAY_FORMAT", "ReplayResult", "SavedReplay", "StepDigests", "check_target"]
 
@@ -86,6 +86,8 @@ class ReplayResult:
             partial.rename(target)
         except OSError as error:
             raise TraceError(f"{target}: cannot be written ({error.strerror}); give --out another path") from error
+        except TraceError as error:
+            raise TraceError(str(error).replace(str(partial), str(target))) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -115,8 +117,7 @@ def check_target(path: Path) -> None:
         parents = [parent for parent in path.absolute().parents if parent.exists()]
     except OSError as error:
         raise TraceError(f"{str(path)[:200]}: no usable path ({error.strerror}); give --out another") from None
-    if any((parent / "zarr.json").exists() for parent in parents):
-        raise TraceError(f"{path}: lies inside a store, which its readers never change; give --out a path outside")
+    refuse_inside_store(path)
     if not parents[0].is_dir() or not os.access(parents[0], os.W_OK | os.X_OK):
         raise TraceError(f"{path}: nothing can be made in {parents[0]}; give --out another path")
 

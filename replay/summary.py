@@ -40,7 +40,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """Factors against the unpruned policy as released; their product is the total, up to the rounds' noise.
+    """Factors against the unpruned policy as released; their product is the total.
 
     `skipping`: of the reuse across steps (`mask`, `skip_frame`), which is no pruning; None without.
     """
@@ -150,17 +150,17 @@ def speedup(
     reuse: VariantTiming,
     every_step: VariantTiming | None = None,
 ) -> Speedup:
-    """Medians over the rounds of ratios within a round; `full`, `encoders`, `reuse`: unpruned, under that reuse.
+    """Ratios of medians; `full`, `encoders`, `reuse`: unpruned, under that reuse.
 
     `every_step`: `pruned` without its reuse across steps, where it has one.
     """
     computed = pruned if every_step is None else every_step
     return Speedup(
-        total=float(np.median(full.wall_ms / pruned.wall_ms)),
-        encoders=float(np.median(full.wall_ms / encoders.wall_ms)),
-        reuse=float(np.median(encoders.wall_ms / reuse.wall_ms)),
-        pruning=float(np.median(reuse.wall_ms / computed.wall_ms)),
-        skipping=None if every_step is None else float(np.median(every_step.wall_ms / pruned.wall_ms)),
+        total=full.median_ms / pruned.median_ms,
+        encoders=full.median_ms / encoders.median_ms,
+        reuse=encoders.median_ms / reuse.median_ms,
+        pruning=reuse.median_ms / computed.median_ms,
+        skipping=None if every_step is None else every_step.median_ms / pruned.median_ms,
     )
 
 

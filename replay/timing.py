@@ -1,6 +1,7 @@
-"""The timing pass: a sample of steps, all variants interleaved, at least five rounds, ratios within one round.
+"""The timing pass: a sample of steps, all variants interleaved, at least five rounds, ratios of medians over them.
 
-Rates of single runs drift on a shared machine; a ratio of two variants timed one after the other does not. Steps of
+Speed drifts on a shared machine: interleaved, all variants meet the same drift, and a burst of other work spoils a
+round and no median. Steps of
 every kind that a variant takes (cold start, refresh, pruned, repeated) are in its sample, weighted by their share, so
 that the mean is that of whole episodes. Nothing here feeds a decision: the pruner's state before each sampled step
 comes from the accuracy pass.

@@ -271,7 +271,9 @@ def _table(source: str | Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(source)[:200]}: cannot be read as UTF-8 text ({error}); give a TOML file") from None
+    except ValueError as error:  # of Python itself: a number with thousands of digits, a path with a zero byte
+        raise ConfigError(f"{str(source)[:200]!r}: not usable ({error}); give a TOML file of plain values") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply; a configuration has tables in tables and no more") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(source)[:200]}: cannot be read as UTF-8 text ({error}); give a TOML file") from None

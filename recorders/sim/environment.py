@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recorders.sim.cloud import sample_cloud
-from recorders.sim.controller import Controller
+from recorders.sim.controller import ArmController, refuse_spec
 from recorders.sim.kinematics import ArmKinematics
 from recorders.sim.scene import build_scene
 from recorders.sim.sensor import FRONT, RayCamera
@@ -47,17 +47,21 @@ class StepOutcome(NamedTuple):
 class Environment:
     """A task of the simulator. With `sensor=False` observations carry state and instruction only, which is much faster.
 
+    `action_spec`: what the numbers of actions and states mean, the policy's own; by default `ActionSpec()`.
+
     The same seed gives bitwise the same observations (time stamps apart) and outcomes on one version of MuJoCo, in any
-    process; no global random state is read or written. Raises ConfigError for an unknown task.
+    process; no global random state is read or written. Raises ConfigError for an unknown task and PolicyError for
+    actions that the arm cannot carry out.
     """
 
-    def __init__(self, task: str, *, sensor: bool = True) -> None:
+    def __init__(self, task: str, action_spec: ActionSpec | None = None, *, sensor: bool = True) -> None:
         self._draw = find_task(task)
+        self.action_spec = action_spec or ActionSpec()
+        refuse_spec(self.action_spec)
         self._sensor = sensor
         self._kinematics = ArmKinematics()
         self._episode: _Episode | None = None
         self.task = task
-        self.action_spec = ActionSpec()
         self.max_steps = MAX_STEPS
 
     @property
@@ -65,8 +69,8 @@ class Environment:
         """The model of the front camera."""
         return FRONT
 
-    @property
-    def version(self) -> dict[str, str]:
+    @staticmethod
+    def version() -> dict[str, str]:
         """What the bitwise claim depends on."""
         return {"mujoco": mujoco.__version__, "numpy": np.__version__, "scene": str(SCENE_VERSION)}
 
@@ -114,7 +118,7 @@ class Environment:
         scene = build_scene(scenario, rng)
         world = scene.world
         camera = RayCamera(world.model, FRONT, world.segmentation_classes(), scene.light) if self._sensor else None
-        controller = Controller(world, self.action_spec, self._kinematics)
+        controller = ArmController(world, self.action_spec, self._kinematics)
         self._episode = _Episode(seed, scenario, world, controller, camera)
         return self._observe()
 
@@ -168,7 +172,7 @@ class _Episode:
     """Everything that lasts from one reset to the next."""
 
     def __init__(
-        self, seed: int, scenario: Scenario, world: World, controller: Controller, camera: RayCamera | None
+        self, seed: int, scenario: Scenario, world: World, controller: ArmController, camera: RayCamera | None
     ) -> None:
         self.seed, self.scenario, self.world = seed, scenario, world
         self.controller, self.camera = controller, camera

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recorders.sim.environment import Environment
-from recorders.sim.geometry import Vector, cylindrical_step
+from recorders.sim.geometry import Vector, cylindrical_step, rotation_values
 
 __all__ = ["Expert", "ExpertEpisode", "expert_episode", "expert_success"]
 
@@ -21,11 +21,13 @@ class Expert:
 
     def act(self) -> Vector:
         """The next action (A,) in `environment.action_spec`; its offset is no longer than the scenario's stride."""
-        world, scenario = self._environment.world, self._environment.scenario
+        world, scenario, spec = self._environment.world, self._environment.scenario, self._environment.action_spec
         goal = scenario.next_pose(world)
         tool = world.tool_point()
-        offset = cylindrical_step(tool, goal.point, scenario.stride) - tool
-        return np.concatenate([offset, goal.frame[:, 0], goal.frame[:, 2], [float(goal.open)]])
+        place = cylindrical_step(tool, goal.point, scenario.stride)
+        translation = place if spec.translation == "absolute" else place - tool
+        turn = goal.frame if spec.rotation == "absolute" else goal.frame @ world.tool_frame().T
+        return np.concatenate([translation, rotation_values(spec.rotation_form, turn), [float(goal.open)]])
 
 
 class ExpertEpisode(NamedTuple):

@@ -8,8 +8,18 @@ from typing import Any
 import mujoco
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
-__all__ = ["Vector", "cylindrical_step", "frame_from", "heading", "quaternion_z", "rotated", "rotation_between"]
+__all__ = [
+    "Vector",
+    "cylindrical_step",
+    "frame_from",
+    "heading",
+    "quaternion_z",
+    "rotated",
+    "rotation_between",
+    "rotation_values",
+]
 
 Vector = npt.NDArray[np.float64]
 """Float64 array; (3,) for points and directions, (3, 3) for rotations whose columns are the frame's axes."""
@@ -39,6 +49,14 @@ def rotation_between(start: Vector, goal: Vector) -> Vector:
     mujoco.mju_mat2Quat(quaternion, np.ascontiguousarray(goal @ start.T).reshape(-1))
     mujoco.mju_quat2Vel(turn, quaternion, 1.0)
     return turn
+
+
+def rotation_values(form: str, rotation: Vector) -> Vector:
+    """`rotation` (3, 3) in one of the forms of `ActionSpec`: the inverse of `tracekit.actions.rotation_matrix`."""
+    if form == "rot6d":
+        return np.concatenate([rotation[:, 0], rotation[:, 2]])
+    turn = Rotation.from_matrix(rotation)
+    return np.asarray(turn.as_rotvec() if form == "rotvec" else turn.as_euler("xyz"))
 
 
 def rotated(frame: Vector, turn: Vector) -> Vector:

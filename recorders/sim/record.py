@@ -11,6 +11,7 @@ from typing import Any, Literal
 from recorders.recorder import Recorder
 from recorders.sim.environment import VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
+from recorders.sim.tasks import find_task
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration
 from tracekit.engine import Controller, execution_threads
@@ -19,10 +20,14 @@ from tracekit.policy import Precision, load_policy
 from tracekit.sizes import shapes_of, step_bytes
 from tracekit.store import EpisodeInfo, Trace
 
-__all__ = ["Driver", "RecordingSummary", "as_driver", "record_simulator"]
+__all__ = ["MOST_EPISODES", "Driver", "RecordingSummary", "as_driver", "record_simulator"]
 
 Driver = Literal["expert", "policy"]
 """Who moves the arm. Where the expert does, the policy's actions are computed and not executed (a shadow run)."""
+
+
+MOST_EPISODES = 100_000
+"""Per task and call: more is a slip of the finger."""
 
 
 def as_driver(name: str) -> Driver:
@@ -90,29 +95,31 @@ def record_simulator(
     the simulator's observations, TraceError if an episode is in the trace already or the trace was recorded otherwise;
     all of these before anything is written. `announce` is told the bytes per step by key before the first one.
     """
-    if episodes < 1:
-        raise ConfigError(f"--episodes {episodes}: give at least 1")
+    if not 1 <= episodes <= MOST_EPISODES:
+        raise ConfigError(f"--episodes {episodes}: give 1 to {MOST_EPISODES}")
     if len(set(tasks)) < len(tasks):
         raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
-    environments = {task: Environment(task) for task in tasks}
+    for task in tasks:
+        find_task(task)
     plan = [(task, seed + index) for task in tasks for index in range(episodes)]
     path = Path(out)
     _refuse_recorded(path, [_episode_id(task, number) for task, number in plan])
     config = Configuration()
     loaded = load_policy(policy, Precision(dtype=config.execution.dtype))
     controller = Controller(loaded, config)
+    environments = {task: Environment(task, loaded.action_spec) for task in tasks}
     task, number = plan[0]
     observation = environments[task].reset(number)
     tokens = loaded.tokenize(observation)  # a policy that does not fit is refused here
     sizes = step_bytes(shapes_of(loaded, tokens), observation, capture or CaptureSpec.default())
-    if announce is not None:
-        announce(sizes)
-    source = {"kind": "simulator", **next(iter(environments.values())).version}
+    source = {"kind": "simulator", **Environment.version()}
     start = time.perf_counter()
     with (
         execution_threads(config.execution),
         Recorder(path, controller, capture, driver=drive, source=source) as recorder,
     ):
+        if announce is not None:
+            announce(sizes)
         for done, (task, number) in enumerate(plan):
             if progress is not None:
                 progress("recording episodes", done, len(plan))

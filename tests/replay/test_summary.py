@@ -172,15 +172,10 @@ def timing(*wall, stages=None):
     return VariantTiming(np.array(wall, float), parts)
 
 
-def test_speedup_is_the_median_of_ratios_within_a_round():
-    full, encoders, reuse = timing(80, 160, 800), timing(40, 80, 400), timing(20, 40, 200)
-    found = speedup(timing(10, 20, 100), full, encoders, reuse)
-    assert found.to_json() == {"total": 8, "encoders": 2, "reuse": 2, "pruning": 2}
-    slow, still = timing(2, 30, 400), timing(1, 10, 100)  # ratios 2, 3, 4; ratio of the medians 3
-    drifting = timing(10, 1, 100)  # against slow: 0.2, 30, 4; the medians' ratio would be 3
-    assert speedup(still, slow, slow, slow).total == 3
-    assert speedup(drifting, slow, slow, slow).to_json() == {"total": 4, "encoders": 1, "reuse": 1, "pruning": 4}
-    assert speedup(slow, slow, drifting, slow).to_json() == {"total": 1, "encoders": 4, "reuse": 0.25, "pruning": 1}
+def test_speedup_is_made_of_ratios_of_medians_so_that_one_slow_round_changes_nothing():
+    full, encoders, reuse = timing(80, 81, 800), timing(40, 400, 39), timing(200, 20, 20)
+    found = speedup(timing(9, 10, 100), full, encoders, reuse)
+    assert found.to_json() == {"total": 8.1, "encoders": 81 / 40, "reuse": 2, "pruning": 2}
 
 
 def test_reuse_across_steps_is_a_factor_of_its_own():
@@ -198,21 +193,11 @@ def test_a_token_dropped_behind_a_block_was_there_for_the_blocks_before():
 WALL = st.floats(1, 1000)
 
 
-@given(st.lists(st.tuples(WALL, WALL, WALL, WALL), min_size=1, max_size=1))
-def test_with_one_round_the_factors_multiply_to_the_total(rounds):
+@given(st.lists(st.tuples(WALL, WALL, WALL, WALL), min_size=1, max_size=7))
+def test_the_factors_multiply_to_the_total(rounds):
     own, full, encoders, reuse = (timing(*column) for column in zip(*rounds, strict=True))
     found = speedup(own, full, encoders, reuse)
     assert math.isclose(found.total, found.encoders * found.reuse * found.pruning, rel_tol=1e-12)
-
-
-@given(st.lists(st.floats(0.95, 1.05), min_size=20, max_size=20))
-def test_noise_between_rounds_moves_the_product_little(noise):
-    base = (10, 80, 40, 20)
-    columns = np.array(noise).reshape(4, 5) * np.array(base)[:, None]
-    own, full, encoders, reuse = (timing(*column) for column in columns)
-    found = speedup(own, full, encoders, reuse)
-    product = found.encoders * found.reuse * found.pruning
-    assert abs(math.log(found.total / product)) <= 8 * math.log(1.05)
 
 
 def test_times_are_in_the_object_or_null():

@@ -156,7 +156,10 @@ def chosen(which: str | Indices, count: int, what: str) -> list[int]:
         return list(range(count - -(-count // 4), count))
     indices = [int(index) for index in which]
     if indices and max(indices) >= count:
-        raise ConfigError(f"capture.{what}: the policy has {what} 0 to {count - 1}, not {max(indices)}")
+        raise ConfigError(
+            f"{what} asked for by pruner.reduction or by the capture: the policy has {what} 0 to {count - 1}, not "
+            f"{max(indices)}"
+        )
     return indices
 
 

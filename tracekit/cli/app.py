@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -50,8 +51,13 @@ app.command("convert")(convert.convert)
 app.command("conform")(conform.conform)
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it; typer ends a command with it."""
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 fine, 1 a difference or a failed gate, 2 unusable input (one line)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(standalone_mode=False)
     except TracekitError as error:
@@ -61,10 +67,10 @@ def main() -> None:
         _refuse(f"{message} Run `tracekit --help`." if message else "")
     except OSError as error:
         _refuse(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk")
-    except typer.Abort:
-        _refuse("interrupted")
-    except KeyboardInterrupt:
-        _refuse("interrupted")
+    except (typer.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        sys.stderr.write("tracekit: interrupted; finished episodes and results are kept\n")
     sys.exit(status if isinstance(status, int) else 0)
 
 

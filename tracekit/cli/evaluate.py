@@ -50,6 +50,7 @@ def evaluate(
     """Run a policy in closed loop on seeds it was not trained on; all configurations meet the same scenes."""
     from recorders.sim.evaluate import Case, control_case, unpruned
     from recorders.sim.evaluate import evaluate as run_evaluation
+    from tracekit.cli._names import names
     from tracekit.config import load_config
     from tracekit.weights import packaged_policy
 
@@ -64,7 +65,7 @@ def evaluate(
     with progress_reporter() as report:
         result = run_evaluation(
             cases,
-            [name.strip() for name in task.split(",")],
+            names(task, "--task"),
             episodes,
             seed,
             processes=processes,

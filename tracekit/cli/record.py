@@ -39,6 +39,7 @@ def record_sim(
     """Record the simulator; where the expert drives, the policy's forward pass is recorded beside it (a shadow run)."""
     from recorders.sim.record import as_driver, record_simulator
     from tracekit.capture import CaptureSpec
+    from tracekit.cli._names import names
 
     screen = console()
 
@@ -49,7 +50,7 @@ def record_sim(
 
     with progress_reporter() as report:
         summary = record_simulator(
-            [name.strip() for name in task.split(",")],
+            names(task, "--task"),
             episodes,
             seed,
             out,

@@ -34,9 +34,10 @@ def train(
     from recorders.sim import TASKS
     from recorders.sim.train import TrainingPlan
     from recorders.sim.train import train as run_training
+    from tracekit.cli._names import names
 
     plan = TrainingPlan(
-        tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else TASKS,
+        tasks=tuple(names(tasks, "--tasks")) if tasks else TASKS,
         episodes=episodes,
         steps=steps if steps is not None else 2000 if blind else 12_000,
         seed=seed,

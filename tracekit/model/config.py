@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -91,10 +92,10 @@ class MLAConfig:
         def refuse(what: str, remedy: str) -> None:
             raise PolicyError(f"policy {self.name!r}: {what}; {remedy}")
 
-        sizes = [f.name for f in fields(self) if isinstance(getattr(self, f.name), int | float)]
-        for name in sizes:
-            if not isinstance(getattr(self, name), bool) and getattr(self, name) <= 0:
-                refuse(f"{name} = {getattr(self, name)}", "it must be positive")
+        for f in fields(self):
+            if f.type in {"int", "float"} and not _is_size(getattr(self, f.name), whole=f.type == "int"):
+                kind = "whole and positive" if f.type == "int" else "positive"
+                refuse(f"{f.name} = {getattr(self, f.name)!r}", f"it must be {kind}")
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
             refuse(
                 f"{self.heads} heads do not divide hidden_size {self.hidden_size} evenly", "heads must be even-sized"
@@ -164,6 +165,13 @@ class MLAConfig:
             return cls(**values)
         except (TypeError, AttributeError, KeyError) as error:
             raise PolicyError(f"{where}: not an MLA configuration ({error}); restore it from the checkpoint") from error
+
+
+def _is_size(value: object, *, whole: bool) -> bool:
+    """Whether `value` is a positive, finite number, and an integer where it is to be `whole`."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return 0 < value < math.inf
 
 
 def _reference_range(low: tuple[float, ...], high: tuple[float, ...]) -> Normalisation:

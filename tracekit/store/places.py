@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tracekit.errors import TraceError
+
 __all__ = [
     "commits_file",
     "episodes_folder",
     "lock_file",
     "manifest_file",
     "manifests_folder",
+    "refuse_inside_store",
     "running_folder",
     "set_aside_folder",
     "steps_log",
@@ -65,3 +68,10 @@ def steps_log(root: Path, episode: str) -> Path:
 def set_aside_folder(root: Path) -> Path:
     """Where `repair` puts what it takes out of the way."""
     return root / "journal" / "set_aside"
+
+
+def refuse_inside_store(path: Path) -> None:
+    """Raise TraceError if `path` lies inside a zarr group: a store holds what its own writer put there."""
+    for parent in path.absolute().parents:
+        if (parent / "zarr.json").exists():
+            raise TraceError(f"{path}: lies inside a store, {parent}; give --out a path outside")

@@ -162,9 +162,16 @@ class Episode:
             raise TraceError(
                 f"{self._root}: the trace lacks {key!r} in episode {self.info.id!r}{self._gone(key)}"
                 f"{f' (did you mean {near[0]!r}?)' if near else ''}; it has the parts {', '.join(parts) or 'none'}; "
-                f"record again with {key.partition('/')[0]} in the capture specification"
+                f"{self._remedy(key)}"
             )
         return self._places[key]
+
+    def _remedy(self, key: str) -> str:
+        if key in self._manifest.dropped:
+            return "use the trace that it was taken from"
+        part = key.partition("/")[0]
+        optional = {"observables", "scores", "hidden", "attention"}
+        return "record again with a capture that keeps it" if part in optional else "record again"
 
     def _gone(self, key: str) -> str:
         return " (prune-store took it away)" if key in self._manifest.dropped else ""

@@ -16,7 +16,7 @@ from tracekit.store.episode_writer import EpisodeWriter
 from tracekit.store.identity import TRACE_FORMAT, VERSION, check_identity, open_journal
 from tracekit.store.journal import Commits, read_journal
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
-from tracekit.store.places import commits_file, episodes_folder, running_folder, steps_log
+from tracekit.store.places import commits_file, episodes_folder, refuse_inside_store, running_folder, steps_log
 from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_schema
 from tracekit.store.sealed import crc32c, seal
 
@@ -43,6 +43,7 @@ class TraceWriter:
         root = Path(path)
         if root.exists():
             raise TraceError(f"{root} exists already; choose another path, or append to it if it is a trace")
+        refuse_inside_store(root)
         clash = {"format", "version"} & attributes.keys()
         if clash:
             raise TraceError(f"root attributes may not be called {', '.join(sorted(clash))}; rename them")
@@ -77,8 +78,9 @@ class TraceWriter:
         for key in match:
             stored, given = _look_up(head["attributes"], key), _look_up(attributes, key)
             if canonical_json(stored) != canonical_json(given):
+                name, stored, given = _difference(key, stored, given)
                 raise TraceError(
-                    f"{root}: {key} is {_brief(stored)} in the trace but {_brief(given)} now; "
+                    f"{root}: {name} is {_brief(stored)} in the trace but {_brief(given)} now; "
                     "record into a new trace, or restore that setting"
                 )
         held = lock.acquire(root)
@@ -168,6 +170,15 @@ def _look_up(attributes: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         attributes = attributes.get(part) if isinstance(attributes, Mapping) else None
     return attributes
+
+
+def _difference(key: str, stored: Any, given: Any) -> tuple[str, Any, Any]:
+    """Dotted key and both values of the first entry in which two values differ."""
+    while isinstance(stored, Mapping) and isinstance(given, Mapping):
+        names = sorted({*stored, *given})
+        name = next(name for name in names if canonical_json(stored.get(name)) != canonical_json(given.get(name)))
+        key, stored, given = f"{key}.{name}", stored.get(name), given.get(name)
+    return key, stored, given
 
 
 def _brief(value: Any) -> str:

@@ -18,6 +18,7 @@ from recorders.sim.evaluate.episode import EpisodeOutcome, run_episode
 from recorders.sim.evaluate.results import Evaluation
 from recorders.sim.tasks import find_task
 from recorders.sim.train.seeds import refuse_training_seeds
+from tracekit.actions import ActionSpec
 from tracekit.digest import digest_json
 from tracekit.engine import Controller
 from tracekit.errors import ConfigError, TraceError
@@ -104,17 +105,19 @@ def _carried_out(jobs: Sequence[Job], processes: int, record: Path | None) -> It
 def _recorded(jobs: Sequence[Job], record: Path) -> Iterator[tuple[Job, EpisodeOutcome]]:
     case = jobs[0][0]
     controller = _controller(case)
-    source = {"kind": "simulator", **_environment(jobs[0][1]).version}
+    source = {"kind": "simulator", **Environment.version()}
     with Recorder(record, controller, driver="policy", source=source) as recorder:
         for job in jobs:
-            environment = _environment(job[1])
+            environment = _environment(job[1], controller.policy.action_spec)
             told = case.wrong_instruction
             yield job, run_episode(controller, environment, job[2], wrong_instruction=told, recorder=recorder)
 
 
 def _run(job: Job) -> EpisodeOutcome:
     case, task, seed = job
-    return run_episode(_controller(case), _environment(task), seed, wrong_instruction=case.wrong_instruction)
+    controller = _controller(case)
+    environment = _environment(task, controller.policy.action_spec)
+    return run_episode(controller, environment, seed, wrong_instruction=case.wrong_instruction)
 
 
 @cache
@@ -127,8 +130,8 @@ def _controller(case: Case) -> Controller:
 
 
 @cache
-def _environment(task: str) -> Environment:
-    return Environment(task)
+def _environment(task: str, spec: ActionSpec) -> Environment:
+    return Environment(task, spec)
 
 
 def _key(job: Job, identity: PolicyIdentity) -> str:
@@ -140,7 +143,7 @@ def _key(job: Job, identity: PolicyIdentity) -> str:
             "policy": [identity.config_digest, identity.weights_digest],
             "configuration": configuration,
             "wrong_instruction": case.wrong_instruction,
-            "scene": _environment(task).version,
+            "scene": Environment.version(),
             "task": task,
             "seed": seed,
         }

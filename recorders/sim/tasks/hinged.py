@@ -69,7 +69,7 @@ BOX = HingedKind(
     openings=(1.7, 2.0),
     distance=0.44,
     apart=0.60,
-    stride=0.065,
+    stride=0.055,
 )
 LAPTOP = HingedKind(
     sentences=(

@@ -19,6 +19,7 @@ from recorders.sim.train.demonstrations import demonstrations_digest, record_dem
 from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.trainer import Trainer, held_out_losses
+from tracekit.actions import ActionSpec
 from tracekit.errors import ConfigError, PolicyError
 from tracekit.model import (
     MLA,
@@ -81,6 +82,11 @@ def train(
     if resume is not None:
         start_from = load_policy_directory(resume)
         plan = replace(plan, resumed_from=start_from.identity.weights_digest)
+    if start_from.action_spec != ActionSpec():
+        raise ConfigError(
+            f"policy {start_from.config.name!r} has other actions than the demonstrations; train one with the "
+            f"simulator's {ActionSpec()}"
+        )
     start_from.trained = True
     out.mkdir(parents=True, exist_ok=True)
     saved = _saved_state(out, plan)

@@ -219,4 +219,4 @@ def test_episode_uids_follow_the_stored_rule():
     environment.reset(7)
     assert environment.episode_uid == episode_uid("close_box", 7)
     assert environment.seed == 7
-    assert environment.version["mujoco"]
+    assert environment.version()["mujoco"]

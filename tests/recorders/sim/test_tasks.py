@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recorders.sim import TASKS, Environment, Expert, expert_success
+from recorders.sim.expert import expert_episode
 from recorders.sim.palette import PALETTE
 from recorders.sim.sensor import SegmentationClass
 from recorders.sim.tasks import NARROW_TASKS
@@ -170,8 +171,11 @@ def test_the_expert_solves_the_task(task):
 
 @pytest.mark.slow
 @every_task
-def test_the_expert_solves_fifty_seeds(task):
-    assert expert_success(task, range(1000, 1050)) >= 0.95
+def test_the_expert_solves_fifty_seeds_at_key_pose_pace(task):
+    environment = Environment(task, sensor=False)
+    episodes = [expert_episode(environment, seed) for seed in range(1000, 1050)]
+    assert np.mean([episode.success for episode in episodes]) >= 0.95
+    assert np.mean([8 <= episode.key_poses <= 14 for episode in episodes]) >= 0.95
 
 
 @every_task

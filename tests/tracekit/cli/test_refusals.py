@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from tests.small import make_policy
+from tracekit.actions import ActionSpec
 from tracekit.model import save_policy
+from tracekit.store import Trace
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +17,7 @@ def inputs(tmp_path_factory, small_trace):
     (folder / "note.txt").write_text("not a trace")
     np.savez(folder / "arrays.npz", a=np.zeros(3))
     save_policy(make_policy(seed=2), folder / "weights")
+    save_policy(make_policy(action_spec=ActionSpec(frame="tool")), folder / "tool")
     tables = {
         "good": '[pruner]\nkind = "naive"\n[execution]\nthreads = 1\n',
         "unknown-key": '[pruner]\nkind = "tri_stage"\ntau2d = 0.1\n',
@@ -22,6 +25,8 @@ def inputs(tmp_path_factory, small_trace):
         "crossed": '[pruner]\nkind = "tri_stage"\ntau_2d = 0.3\n',
         "unpinned": '[pruner]\nkind = "none"\n[reuse]\nkind = "prefix_kv"\n',
         "broken": "[pruner\n",
+        "layer": '[pruner]\nkind = "tri_stage"\n[pruner.reduction]\nlayers = [99]\n[execution]\nthreads = 1\n',
+        "digits": f'[pruner]\nkind = "naive"\nseed = {"1" * 6000}\n',
         "multiline": 'name = """a\nb"""\n[pruner]\nkind = "naiv"\n',
     }
     for name, text in tables.items():
@@ -59,6 +64,26 @@ REFUSED = {
     "no output": ("record sim --task close_box", "--out"),
     "a task twice": ("record sim --task close_box,close_box --out {new} --policy small", "twice"),
     "no episodes": ("record sim --task close_box --episodes 0 --out {new} --policy small", "--episodes 0"),
+    "more episodes than memory": (
+        "record sim --task close_box --episodes 99999999999 --out {new} --policy small",
+        "--episodes 99999999999: give 1 to 100000",
+    ),
+    "an empty task": ("record sim --task close_box, --out {new} --policy small", "separate names by single commas"),
+    "another arm's actions": ("record sim --task close_box --out {new} --policy {inputs}/tool", "in frame 'tool'"),
+    "other weights on append": (
+        "record sim --task close_box --seed 9 --out {trace} --policy {inputs}/weights",
+        "policy.weights_digest is",
+    ),
+    "another capture on append": (
+        "record sim --task close_box --seed 9 --out {trace} --policy small --capture minimal",
+        "capture.",
+    ),
+    "recording inside a trace": (
+        "record sim --task close_box --out {trace}/sub.zarr --policy small",
+        "lies inside a store",
+    ),
+    "a layer that is not there": ("replay {trace} --config {inputs}/layer.toml", "pruner.reduction"),
+    "a number of thousands of digits": ("replay {trace} --config {inputs}/digits.toml", "not usable"),
     "a negative seed": ("record sim --task close_box --seed -1 --out {new} --policy small", "seed"),
     "a seed that is no number": ("record sim --task close_box --seed x --out {new}", "--seed"),
     "recording with no policy": ("record sim --task close_box --out {new} --policy smal", "no policy 'smal'"),
@@ -94,6 +119,16 @@ def test_one_line_and_nothing_written(run, inputs, small_trace, tmp_path, case):
     assert words in ran.err
     assert (contents(inputs), contents(small_trace)) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_is_told_in_one_line(run, small_trace, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trace, "open", interrupted)
+    ran = run("info", small_trace)
+    assert (ran.status, ran.out) == (130, "")
+    assert ran.err == "tracekit: interrupted; finished episodes and results are kept\n"
 
 
 @pytest.fixture(scope="module")
