@@ -6,7 +6,11 @@ READY := $(VENV)/.ready
 DEMO := demo-output
 TASKS := close_box,close_laptop,close_fridge
 
-.PHONY: demo test test-slow lint types docs bench wheel clean
+SAMPLE := tracekit/samples/sample.zarr
+SAMPLE_DRIVE := policy
+SAMPLE_SEED := 0
+
+.PHONY: demo test test-slow lint types docs bench wheel sample clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -44,6 +48,15 @@ docs: $(READY)
 
 wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The trace that ships with the package; made anew whenever the packaged policy is another one.
+sample: $(READY)
+	rm -rf $(SAMPLE)
+	$(BIN)/tracekit record sim --task close_box,close_fridge --episodes 1 --seed $(SAMPLE_SEED) --drive $(SAMPLE_DRIVE) \
+	  --capture minimal --out $(SAMPLE)
+	$(BIN)/tracekit prune-store $(SAMPLE) --drop 'observation/depth/*' --drop 'observation/segmentation/*'
+	find $(SAMPLE) -type d -empty -delete
+	$(BIN)/tracekit verify $(SAMPLE)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -41,6 +41,7 @@ class ReplayResult:
     summaries: tuple[Summary, ...]
     episodes: Mapping[str, Sequence[EpisodeReplay]]
     recorded_fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    policy_trained: bool = True
     check: Mapping[str, Any] | None = None
 
     @classmethod
@@ -48,8 +49,9 @@ class ReplayResult:
         cls, source: TraceSource, summaries: Sequence[Summary], episodes: Mapping[str, Sequence[EpisodeReplay]]
     ) -> ReplayResult:
         """Put the parts together."""
-        recorded = source.trace.attributes.get("fingerprint", {})
-        return cls(source.path, source.trace.digest, tuple(summaries), episodes, recorded)
+        about = source.trace.attributes
+        trained = bool(about["policy"]["trained"])
+        return cls(source.path, source.trace.digest, tuple(summaries), episodes, about.get("fingerprint", {}), trained)
 
     @property
     def environment_differs(self) -> list[str]:
@@ -69,6 +71,7 @@ class ReplayResult:
             "open_loop": True,
             "episodes": [episode.id for episode in some],
             "steps": sum(len(episode.steps) for episode in some),
+            "policy_trained": self.policy_trained,
             "fingerprint": environment_fingerprint(),
             "environment_differs": self.environment_differs,
             "check": None if self.check is None else dict(self.check),

@@ -29,6 +29,7 @@ from tracekit.records import (
     recorded_scores,
     recorded_step_number,
 )
+from tracekit.samples import packaged_trace
 from tracekit.store import Episode, Trace
 
 __all__ = ["RecordedEpisode", "RecordedStep", "TraceSource"]
@@ -152,10 +153,10 @@ class RecordedEpisode:
 
 
 class TraceSource:
-    """A trace opened for replay."""
+    """A trace opened for replay: a path, or the name of one that ships with the package (`sample`)."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = packaged_trace(path)
         self.trace = Trace.open(self.path)
         kind = self.trace.attributes.get("kind")
         if kind not in {"full", "pruned_live"}:

@@ -78,6 +78,8 @@ def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> list[str]
             "deviation: ‖a − b‖ / ‖b‖ of the sampler's outputs against the recorded ones; unpruned: without pruning."
         )
     lines.append("Open-loop: every step starts from the recorded observation; success is another question.")
+    if not found.policy_trained:
+        lines.append("The recorded policy has random weights: this shows the mechanism, not a skill.")
     if found.best is not None:
         lines.append(f"Best: {found.best['name']}, in {found.best['toml']}.")
     lines.append(f"Table: {found.table}")

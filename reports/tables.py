@@ -102,7 +102,8 @@ def _trust(data: dict[str, Any]) -> list[str]:
     about = data["fingerprint"]
     threads = sorted({row["threads"] for row in data["configurations"]})
     machine = f"{about['cpu']} ({about['cpu_capability']}), torch {about['torch']}, BLAS {about['blas']}"
-    lines = [f"Environment: {machine}, threads {', '.join(map(str, threads))}."]
+    lines = [] if data["policy_trained"] else ["The recorded policy has random weights: masks show the mechanism only."]
+    lines += [f"Environment: {machine}, threads {', '.join(map(str, threads))}."]
     if data["environment_differs"]:
         lines.append(
             f"Recorded in another environment ({', '.join(data['environment_differs'])}): decisions from stored scores "

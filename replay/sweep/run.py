@@ -48,6 +48,7 @@ class SweepResult:
     done: Done
     recorded_steps: int
     seconds: float
+    policy_trained: bool
     best: dict[str, Any] | None = None
 
     @property
@@ -64,6 +65,7 @@ class SweepResult:
             "grid": self.grid.name,
             "level": self.level,
             "open_loop": True,
+            "policy_trained": self.policy_trained,
             "configurations": len(self.summary),
             "skipped": done.skipped,
             "cells": done.cells,
@@ -126,7 +128,8 @@ def sweep(
     path = folder.write_table(wanted.name, table, _about(plan))
     seconds = time.perf_counter() - start
     recorded = sum(target.steps for target in plan.targets)
-    found = SweepResult(wanted, level, path, summary, axes, done, recorded, seconds)
+    trained = all(TraceSource(path).trace.attributes["policy"]["trained"] for path in traces)
+    found = SweepResult(wanted, level, path, summary, axes, done, recorded, seconds, trained)
     column = minimise or maximise
     return found if column is None else replace(found, best=_best(found, column, where, maximise is not None, folder))
 

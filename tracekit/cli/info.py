@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from tracekit.cli._console import JsonOption, console, print_json
+from tracekit.samples import packaged_trace
 from tracekit.store import Trace
 
 __all__ = ["info"]
@@ -19,7 +20,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a trace holds: its episodes, the policy, how it was captured."""
-    opened = Trace.open(trace)
+    opened = Trace.open(packaged_trace(trace))
     data = describe(opened)
     if as_json:
         print_json(data)
