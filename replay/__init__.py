@@ -1,5 +1,6 @@
 """Everything that consumes a trace and runs the policy again: decisions, pruned forwards, timings."""
 
+from replay.analysis import TraceAnalysis, analyse
 from replay.checking import Check, check_replay
 from replay.decisions import replay_decisions
 from replay.replay import Replay
@@ -12,6 +13,8 @@ __all__ = [
     "ReplayResult",
     "SavedReplay",
     "TimingOptions",
+    "TraceAnalysis",
+    "analyse",
     "check_replay",
     "check_target",
     "replay_decisions",

@@ -22,11 +22,12 @@ def replay_decisions(
 ) -> dict[str, list[Decision]]:
     """Episode id -> the decision of every step under `config`, from the scores or observables stored in `trace`.
 
-    The same bits everywhere, and in the environment that recorded the trace those of a forward replay, as long as that
+    From stored scores the same bits everywhere (from those that are reduced here and now, wherever NumPy adds float64
+    in the same order), and in the environment that recorded the trace those of a forward replay, as long as that
     computes the observed pass as it was recorded: with `reuse = prefix_kv` the pass is split, and its rounding may turn
     a tie. A trace that was pruned while it was recorded gives the decisions of its own configuration, whatever that
-    observed, and no others. Raises TraceError if scores of the configuration's reduction, or observables that its
-    pruner requires, were not stored, or steps that it remembers were not recorded.
+    observed, and no others. Raises TraceError if what the configuration's reduction reads, or
+    observables that its pruner requires, were not stored, or steps that it remembers were not recorded.
     """
     resolved = config if isinstance(config, Configuration) else load_config(config)
     source = TraceSource(trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -20,7 +21,8 @@ from tracekit.errors import PolicyError, TraceError
 from tracekit.layout import TokenLayout
 from tracekit.observation import Observation
 from tracekit.policy import Policy, Precision, load_policy
-from tracekit.pruning import Observables, Reduction, Scores
+from tracekit.pruning import Observables, Reduction, Scores, reduce
+from tracekit.pruning.points import nearest_patches
 from tracekit.records import (
     recorded_displacement_m,
     recorded_draws,
@@ -140,8 +142,21 @@ class RecordedEpisode:
                 )
 
     def scores(self, index: int, reduction: Reduction) -> Scores:
-        """Stored scores of step `index`; raises TraceError naming the reduction if there are none."""
-        return recorded_scores(self.stored, index, reduction)
+        """Scores of step `index`: the stored ones, or, for a reduction that was not stored, of the stored observables.
+
+        Raises TraceError naming what the reduction reads and the trace lacks.
+        """
+        if keys.score(reduction.digest, "norm_2d") in self.stored:
+            return recorded_scores(self.stored, index, reduction)
+        layout = TokenLayout.from_json(self.info.attributes["layout"])
+        required = {"norms", "attention"} | ({"attention_action"} if reduction.passes != "first" else set())
+        by_nearest = reduction.correspondence == "nearest" and bool(len(layout.point_positions))
+        required |= {"centres"} if by_nearest else set()
+        seen = recorded_observables(self.stored, index, frozenset(required), self._action_spec)
+        if by_nearest and seen.centres is not None and seen.patch is not None:
+            cameras = {place: self._cameras[view] for place, view in enumerate(layout.views) if view in self._cameras}
+            seen = dataclasses.replace(seen, nearest_patch=nearest_patches(seen.centres, seen.patch, cameras))
+        return reduce(seen, reduction, decision_shape(layout))
 
     def patch(self, index: int) -> npt.NDArray[np.int32] | None:
         """(N_3D,) patch of every point token in pass 0 of step `index`; None if the trace has none."""

@@ -12,6 +12,7 @@ from replay.source import TraceSource
 from tests.small import make_config, make_policy, record_trace
 from tracekit import keys
 from tracekit.capture import CaptureSpec
+from tracekit.config import Configuration
 from tracekit.engine import Controller
 from tracekit.errors import ConfigError, PolicyError, TraceError, TracekitError
 from tracekit.philox import fps_starts
@@ -170,6 +171,9 @@ def test_pinned_starts_are_those_of_pass_0(small_trace):
         make_config("tri_stage", stages=["s1"], modalities="2d"),
         make_config("tri_stage", unprojected_points="random", budget="soft", rate=0.5),
         make_config("tri_stage", "encoders", budget="hard_topk", rate=0.6),
+        make_config("tri_stage", reduction={"groups": ["state"], "components": "layer", "layers": "all"}),
+        make_config("tri_stage", reduction={"feature": "postnorm", "correspondence": "nearest"}),
+        make_config("tri_stage", "encoders", reduction={"correspondence": "index", "components": "query"}),
     ],
     ids=lambda config: f"{config.kind}-{config.digest[:6]}",
 )
@@ -202,14 +206,31 @@ def test_over_a_kept_prefix_decisions_differ_by_the_rounding_of_the_observed_pas
                 np.testing.assert_allclose(ours.margins[margin], values, rtol=0, atol=1e-6, err_msg=margin)
 
 
-def test_decisions_need_the_scores_of_their_reduction(small_trace, tmp_path):
-    other = make_config("tri_stage", reduction={"groups": ["state"]})
-    with pytest.raises(TraceError, match="lacks 'scores/"):
-        replay_decisions(small_trace, other)
-    bare = changed(small_trace, tmp_path / "bare", lambda key: key.startswith("scores/"))
-    with pytest.raises(TraceError, match="lacks 'scores/"):
-        replay_decisions(bare, make_config("tri_stage"))
-    replay_decisions(bare, make_config("naive"))
+def test_decisions_need_the_scores_of_their_reduction_or_what_it_reads(small_trace, tmp_path):
+    with pytest.raises(TraceError, match="norms of feature 'logits' were not recorded"):
+        replay_decisions(small_trace, make_config("tri_stage", reduction={"feature": "logits"}))
+    without_scores = changed(small_trace, tmp_path / "without", lambda key: key.startswith("scores/"))
+    stored, reduced = (replay_decisions(path, make_config("tri_stage")) for path in (small_trace, without_scores))
+    assert [decision_digest(one) for one in stored.values()] == [decision_digest(one) for one in reduced.values()]
+    for part, name in (("attention", "attention"), ("norms", "norms of feature 'prenorm'")):
+        drop = ("scores/", f"observables/{part}")
+        bare = changed(small_trace, tmp_path / part, lambda key, drop=drop: key.startswith(drop))
+        with pytest.raises(TraceError, match=name):
+            replay_decisions(bare, make_config("tri_stage"))
+        replay_decisions(bare, make_config("naive"))
+
+
+def test_passes_other_than_the_first_are_decided_from_the_recording(small_trace):
+    table = make_config(
+        "tri_stage", reduction={"passes": "first", "groups": ["action"], "components": "layer"}, tau_2d=0.3, tau_3d=0.5
+    ).to_json()
+    table["observe"] = {"mode": "lagged", "feedback": "recorded"}
+    digests = set()
+    for passes in ("first", "mean", "all"):
+        table["pruner"]["reduction"]["passes"] = passes
+        decided = replay_decisions(small_trace, Configuration.from_table(table, passes))
+        digests.add(decision_digest(decided[EPISODES[0]]))
+    assert len(digests) == 3
 
 
 def test_a_forward_replay_computes_what_was_not_stored(small_trace, rows, tmp_path):

@@ -89,8 +89,8 @@ def test_what_needs_a_forward_pass_is_refused(inputs):
     table = make_config("tri_stage").to_json() | {"observe": {"mode": "lagged"}}
     with pytest.raises(TraceError, match=r"feedback = \"own\".*sweep --forward"):
         decide_cells(inputs[0], [Configuration.from_table(table, "own")], None)
-    other = make_config("tri_stage", reduction={"groups": ["state"]})
-    with pytest.raises(TraceError, match="lacks 'scores/"):
+    other = make_config("tri_stage", reduction={"feature": "logits"})
+    with pytest.raises(TraceError, match="'logits' were not recorded"):
         decide_cells(inputs[0], [other], None)
 
 
