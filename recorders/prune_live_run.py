@@ -164,7 +164,7 @@ class LivePruning:
         observables = observables_of(seen.tap, seen.patch)
         reads_scores = self._config.method.reads == "scores"
         self._decide(
-            reduce(observables, self._config.pruner.reduction, now.shape) if reads_scores else observables, seen.patch
+            reduce(observables, self._config.reduction, now.shape) if reads_scores else observables, seen.patch
         )
 
     def _decide(self, seen: Any, patch: npt.NDArray[np.int32] | None) -> None:

@@ -184,7 +184,7 @@ def _seen_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArr
     if isinstance(step.recorded.seen, Scores) and recorded:
         seen, observed = step.recorded.seen, np.ones(shape.n_2d, np.bool_)
     elif result.observables is not None:
-        seen = reduce(result.observables, config.pruner.reduction, shape)
+        seen = reduce(result.observables, config.reduction, shape)
         kept = result.kept[0]
         patch = (
             result.observables.patch if result.observables.nearest_patch is None else result.observables.nearest_patch

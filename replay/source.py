@@ -120,7 +120,7 @@ class RecordedEpisode:
     def seen(self, index: int, config: Configuration) -> Scores | Observables | None:
         """What the configured pruner reads of step `index`; raises TraceError naming what was not stored."""
         if config.method.reads == "scores":
-            return self.scores(index, config.pruner.reduction)
+            return self.scores(index, config.reduction)
         if config.method.reads == "observables":
             required = config.method.requires(config.pruner)
             return recorded_observables(self.stored, index, required, self._action_spec)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tracekit._fields import build, nearest, plain
 from tracekit.digest import digest_json
 from tracekit.errors import ConfigError
-from tracekit.pruning import PRUNERS, NoneConfig, Pruner
+from tracekit.pruning import PRUNERS, NoneConfig, Pruner, Reduction
 
 __all__ = [
     "ACROSS_STEPS",
@@ -182,6 +182,12 @@ class Configuration:
             f"reuse = {self.reuse.kind}": self.reuse.kind in ACROSS_STEPS,
         }
         return tuple(label for label, holds in found.items() if holds)
+
+    @property
+    def reduction(self) -> Reduction:
+        """How observables become scores for a pruner that reads them: its own option, or the default."""
+        own: Reduction | None = getattr(self.pruner, "reduction", None)
+        return Reduction() if own is None else own
 
     @cached_property
     def digest(self) -> str:

@@ -212,7 +212,7 @@ def repeated(memory: FrameMemory, clock: StageClock) -> StepResult:
 def reduced(config: Configuration, observables: Observables, shape: Shape) -> Seen:
     """What the configured pruner reads of `observables`: its scores, or themselves."""
     if config.method.reads == "scores":
-        return reduce(observables, config.pruner.reduction, shape)
+        return reduce(observables, config.reduction, shape)
     return observables
 
 

@@ -44,7 +44,7 @@ def needed_capture(config: Configuration) -> CaptureSpec:
         "embeddings": "none",
     }
     if config.method.reads == "scores":
-        reduction = config.pruner.reduction
+        reduction = config.reduction
         layers = reduction.layers if isinstance(reduction.layers, str) else tuple(sorted(reduction.layers))
         return CaptureSpec(
             **{**asks, "groups": _ordered(reduction.groups), "layers": layers, "norms": (reduction.feature,)}
