@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recorders.sim.cloud import CROP_HIGH, CROP_LOW
+from recorders.sim.palette import PALETTE
 from recorders.sim.train.demonstrations import Demonstration, demonstration_path
 from tracekit.errors import TraceError
 from tracekit.layout import GRID
@@ -35,7 +36,8 @@ class Labels:
     `action`: (B, T, A) normalised. `landmarks`: (B, 3, 3) m. `patch_xyz`: (B, 256, 3) m, in the working space only.
     `named`: (B, 256) share of the named object's pixels in every patch, all zero where it is hidden. `next_patch`:
     (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point
-    token's centre to the next cloud nearby.
+    token's centre to the next cloud nearby. `colour`: (B,) int64 place in the sorted palette of the colour that the
+    instruction names.
     """
 
     action: Tensor
@@ -44,6 +46,7 @@ class Labels:
     named: Tensor
     next_patch: Tensor
     next_offset: Tensor
+    colour: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,10 @@ def make_batch(
     proprio = _tensor([config.state.normalise(episode.state[frame]) for episode, frame in chosen])
     action = _tensor([config.action.normalise(_chunk(*where, config.action_window)) for where in chosen])
     landmarks = _tensor([episode.landmarks[frame] for episode, frame in chosen])
+    colour = torch.tensor([_named_colour(episode.instruction) for episode, _ in chosen])
     if blind:
         none = torch.zeros(len(chosen), 0, 3)
-        return Batch(text_ids, proprio, Labels(action, landmarks, none, none[..., 0], none, none))
+        return Batch(text_ids, proprio, Labels(action, landmarks, none, none[..., 0], none, none, colour))
     clouds = [episode.points[frame] for episode, frame in chosen]
     grouped = [_grouped(cloud, config.fps_sizes, config.point_neighbours, rng) for cloud in clouds]
     centres = [_centres(cloud, stages) for cloud, stages in zip(clouds, grouped, strict=True)]
@@ -121,6 +125,7 @@ def make_batch(
         named=_named(torch.tensor(np.stack([episode.patch_pixels[frame, :, 0] for episode, frame in chosen]))),
         next_patch=_patch_colours(later),
         next_offset=_tensor([_offsets(c, cloud) for c, cloud in zip(centres, following, strict=True)]),
+        colour=colour,
     )
     return Batch(
         text_ids, proprio, labels, _normalised(pixels), _tensor(clouds).flatten(0, 1), _joined(grouped, config.points)
@@ -159,6 +164,12 @@ def _working_space(places: Tensor) -> Tensor:
     """`places` (B, 256, 3) with NaN outside the crop of the cloud: no point token could tell of those."""
     inside = ((places > torch.tensor(CROP_LOW)) & (places < torch.tensor(CROP_HIGH))).all(-1, keepdim=True)
     return torch.where(inside, places, torch.nan)
+
+
+def _named_colour(instruction: str) -> int:
+    """Place in the sorted palette of the one colour that `instruction` names."""
+    words = instruction.split()
+    return next(i for i, name in enumerate(sorted(PALETTE)) if name in words)
 
 
 def _named(pixels: Tensor) -> Tensor:

@@ -67,11 +67,11 @@ def _dropout(training: Mapping[str, Any]) -> str:
     plan = training["plan"]
     if plan["blind"]:
         return "every visual token, always"
-    if plan["resumed_from"] is not None:
-        return "none since these weights were taken up: every step saw all tokens; before that, see their card"
-    half = plan["steps"] // 2
-    seen = "" if training["step"] > half else "; **that half has not begun: these weights know thinned tokens only**"
-    return f"{KEPT_TOKENS} of 256 tokens of each modality in steps 1 … {half}, all of them afterwards{seen}"
+    last = int(plan["steps"] * plan["thinned"])
+    if last == 0:
+        return "none: every step saw all tokens"
+    seen = "" if training["step"] > last else "; **those have not begun: these weights know thinned tokens only**"
+    return f"{KEPT_TOKENS} of 256 tokens of each modality in steps 1 … {last}, all of them afterwards{seen}"
 
 
 def _start(plan: Mapping[str, Any]) -> str:

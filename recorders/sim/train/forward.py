@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from recorders.sim.train.batches import Batch
 from tracekit.errors import PolicyError
 from tracekit.layout import PATCHES_PER_VIEW
 from tracekit.model import MLA
+from tracekit.model.backbone import DecoderLayer, rotate
 from tracekit.model.diffusion import TRAINING_STEPS, add_noise
 
 __all__ = ["Hidden", "Noise", "draw_noise", "forward_batch"]
@@ -33,18 +36,21 @@ class Noise:
 class Hidden:
     """What the losses read, B frames with N image and M point tokens kept.
 
-    `predicted`: (B, K, T, A) noise. `middle_image`: (B, N, D) in the middle of the network. `late_image`,
-    `late_state`: (B, N, D) and (B, D) as the last layer is given them, `final_image`, `final_points`, `final_state` as
-    it leaves them. `image`, `points`: (N,) and (M,) indices of the kept tokens.
+    `predicted`: (B, K, T, A) noise. `middle_image`, `middle_state`: (B, N, D) and (B, D) in the middle of the network.
+    `late_image`, `late_state`: as the last layer is given them, `final_image`, `final_points`, `final_state` as
+    it leaves them. `looked`: (B, N) logarithm of the share of its attention that the state row gives to image tokens, in
+    the first head of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
     """
 
     predicted: Tensor
     middle_image: Tensor
+    middle_state: Tensor
     late_image: Tensor
     late_state: Tensor
     final_image: Tensor
     final_points: Tensor
     final_state: Tensor
+    looked: Tensor
     image: Tensor
     points: Tensor
 
@@ -87,11 +93,20 @@ def forward_batch(policy: MLA, batch: Batch, noise: Noise, image: Tensor, points
         )
         parts.append(_run(policy, rows, tails[members], len(batch.text_ids[members[0]]) - 1, image, points))
     back = torch.tensor(order).argsort()
-    predicted, middle, late, late_state, final_image, final_points, final_state = (
-        torch.cat(column)[back] for column in zip(*parts, strict=True)
-    )
+    fields = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+    predicted, middle, middle_state, late, late_state, final_image, final_points, final_state, looked = fields
     return Hidden(
-        predicted, middle, late, late_state, final_image, final_points, final_state, image=image, points=points
+        predicted,
+        middle,
+        middle_state,
+        late,
+        late_state,
+        final_image,
+        final_points,
+        final_state,
+        looked,
+        image=image,
+        points=points,
     )
 
 
@@ -129,6 +144,7 @@ def _run(
         late = rows
         if i == policy.config.layers // 2:
             middle = rows
+            looked = _looked(layer, rows[:, :length], rotary)
         rows = layer(rows, rotary, None, mask)
     final = backbone.norm(rows)
     action = slice(1, 1 + policy.config.action_window)
@@ -137,12 +153,25 @@ def _run(
     return (
         predicted,
         middle[:, at_image],
+        middle[:, state],
         late[:, at_image],
         late[:, state],
         final[:, at_image],
         final[:, at_points],
         final[:, state],
+        looked[:, at_image],
     )
+
+
+def _looked(layer: nn.Module, rows: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """(G, n) log-attention of the last of `rows` (G, n, D) to all of them in the first head of `layer`."""
+    attention = cast("DecoderLayer", layer).self_attn
+    normed, width = cast("DecoderLayer", layer).input_layernorm(rows), attention.head_dim
+    cos, sin = (table[: rows.shape[1]] for table in rotary)
+    asking = rotate(functional.linear(normed[:, -1:], attention.q_proj.weight[:width]), cos[-1:], sin[-1:])
+    keys = rotate(functional.linear(normed, attention.k_proj.weight[:width]), cos, sin)
+    logits: Tensor = (keys @ asking.transpose(1, 2)).squeeze(-1) * width**-0.5
+    return logits.log_softmax(-1)
 
 
 def _shared_prefix_mask(prefix: int, draws: int, tail: int) -> Tensor:

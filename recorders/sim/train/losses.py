@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recorders.sim.palette import PALETTE
 from recorders.sim.train.batches import Labels
 from recorders.sim.train.demonstrations import LANDMARKS
 from recorders.sim.train.forward import Hidden
@@ -26,6 +27,8 @@ WEIGHTS = {
     "future_pointer": 0.05,
     "future_patch": 0.5,
     "future_points": 0.1,
+    "colour": 0.1,
+    "look": 0.1,
 }
 """Weight of every auxiliary loss in the sum; the noise prediction has weight 1."""
 
@@ -40,6 +43,8 @@ class AuxiliaryHeads(nn.Module):
     row before the last layer -> `LANDMARKS` and the expert's answer. `pointer`: state row -> the patches that show the
     named object, before the last layer and (`future_pointer`) after it. `future_patch`, `future_points`: final visual
     rows -> the next picture's patch and the next cloud nearby, as the release's future generation asks of them.
+    `colour`: state row in the middle -> the colour that is named, so that later layers can look for it. Beside them,
+    `look` asks the policy itself: in one head of the middle layer the state row is to look at the named object.
     """
 
     def __init__(self, config: MLAConfig) -> None:
@@ -53,6 +58,7 @@ class AuxiliaryHeads(nn.Module):
         self.future_pointer = _Pointer(width)
         self.future_patch = Mlp(width, width, 12)
         self.future_points = Mlp(width, width, 3)
+        self.colour = Linear(width, len(PALETTE))
 
 
 class _Pointer(nn.Module):
@@ -90,6 +96,8 @@ def auxiliary_losses(heads: AuxiliaryHeads, hidden: Hidden, labels: Labels) -> d
         "pointer": _pointed(heads.pointer(state, late), named),
         "future_pointer": _pointed(heads.future_pointer(hidden.final_state, hidden.final_image), named),
         "future_patch": _squared(heads.future_patch(hidden.final_image), labels.next_patch[:, hidden.image]),
+        "colour": functional.cross_entropy(heads.colour(heads.middle_norm(hidden.middle_state)), labels.colour),
+        "look": _seen(hidden.looked, named),
         "future_points": _squared(
             heads.future_points(hidden.final_points), labels.next_offset[:, hidden.points] / _OFFSET_SCALE
         ),
@@ -104,8 +112,12 @@ def _squared(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _pointed(logits: Tensor, named: Tensor) -> Tensor:
-    """Cross-entropy with the share of the named object's pixels, over frames in which kept patches show it."""
+    return _seen(logits.log_softmax(1), named)
+
+
+def _seen(logs: Tensor, named: Tensor) -> Tensor:
+    """Cross-entropy of `logs` (B, N) with the share of the named object's pixels, over frames whose patches show it."""
     total = named.sum(1)
     wanted = named / total.clamp_min(1e-6)[:, None]
-    each = -(wanted * logits.log_softmax(1)).sum(1)
+    each = -(wanted * logs).sum(1)
     return (each * (total > 0)).sum() / (total > 0).sum().clamp_min(1)

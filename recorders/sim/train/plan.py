@@ -13,8 +13,8 @@ from tracekit.errors import ConfigError
 __all__ = ["KEPT_TOKENS", "TrainingPlan"]
 
 KEPT_TOKENS = 96
-"""Tokens of each modality that are kept, at random, in every step of the first half of a run: it costs a third. The
-second half, and a run that goes on from a policy, sees all of them, so that none is hardened against pruning."""
+"""Tokens of each modality that are kept, at random, in every thinned step: it costs a third. The second half of a run
+always sees all of them, so that no policy is hardened against pruning."""
 
 _HELD_OUT = 12
 
@@ -23,7 +23,8 @@ _HELD_OUT = 12
 class TrainingPlan:
     """`episodes` demonstrations per task of `tasks`, `steps` steps of `batch` frames with `draws` noise draws each.
 
-    `blind`: state and text only, the control that must fail. `auxiliary`: whether the auxiliary losses are added.
+    `thinned`: share of the steps, from the first on, that see thinned tokens. `blind`: state and text only, the control
+    that must fail. `auxiliary`: whether the auxiliary losses are added.
     `resumed_from`: weights digest of the policy that the run started from (with a fresh optimiser), else None.
     """
 
@@ -34,6 +35,7 @@ class TrainingPlan:
     batch: int = 16
     draws: int = 8
     learning_rate: float = 1e-3
+    thinned: float = 0.5
     blind: bool = False
     auxiliary: bool = True
     resumed_from: str | None = None
@@ -42,6 +44,8 @@ class TrainingPlan:
         for name in ("episodes", "steps", "batch", "draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: give at least 1")
+        if not 0 <= self.thinned <= 0.5:
+            raise ConfigError(f"--thinned {self.thinned}: a share of the steps from 0 to 0.5; the rest sees all tokens")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed}: give a non-negative integer")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
@@ -68,7 +72,7 @@ class TrainingPlan:
     @property
     def thinned_steps(self) -> int:
         """Steps, from the first on, that see thinned tokens."""
-        return 0 if self.blind or self.resumed_from is not None else self.steps // 2
+        return 0 if self.blind else int(self.steps * self.thinned)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

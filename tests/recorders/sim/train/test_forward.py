@@ -49,6 +49,32 @@ def test_a_batch_holds_what_the_policy_would_see(frames, trainable):
         assert torch.equal(batch.points.view(2, -1, 3)[row], tokens.inputs["points"])
 
 
+def test_the_look_is_the_attention_of_the_state_row(frames, trainable):
+    batch = make_batch(trainable, frames, [1], np.random.default_rng(0))
+    noise = draw_noise((1, 2, *trainable.action_shape), torch.Generator().manual_seed(1))
+    image, points = torch.arange(256), torch.arange(256)
+    layer, seen = trainable.backbone.layers[trainable.config.layers // 2].self_attn, {}
+    hooks = [
+        part.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out.detach()}))
+        for name, part in (("q", layer.q_proj), ("k", layer.k_proj))
+    ]
+    hidden = forward_batch(trainable, batch, noise, image, points)
+    for hook in hooks:
+        hook.remove()
+    layout = trainable.layout(len(batch.text_ids[0]) - 1)
+    state, width = layout.prefix_length - 1, layer.head_dim
+    cos, sin = trainable.backbone.rope(torch.arange(layout.prefix_length))
+
+    def rotated(x, position):
+        half = torch.cat([-x[width // 2 :], x[: width // 2]])
+        return x * cos[position] + half * sin[position]
+
+    query = rotated(seen["q"][0, state, :width], state)
+    logits = torch.stack([query @ rotated(seen["k"][0, j, :width], j) for j in range(state + 1)]) / width**0.5
+    expected = logits.softmax(0)[torch.from_numpy(layout.image_positions)]
+    torch.testing.assert_close(hidden.looked[0].detach().exp(), expected, rtol=1e-5, atol=1e-8)
+
+
 def as_the_policy_groups(cloud, sizes, k, rng):
     stages = group_points(torch.from_numpy(cloud), tuple(int(rng.integers(n)) for n in sizes), k)
     return [(stage.centres.numpy(), stage.neighbours.numpy()) for stage in stages]

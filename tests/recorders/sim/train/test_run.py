@@ -73,7 +73,9 @@ def test_tokens_are_thinned_in_the_first_half_only():
     plan = TrainingPlan(steps=10)
     assert [plan.kept_tokens(step, 256) for step in (0, 4, 5, 9)] == [96, 96, 256, 256]
     assert replace(plan, blind=True).kept_tokens(9, 256) == 0
-    assert replace(plan, resumed_from="0" * 64).kept_tokens(0, 256) == 256
+    assert [replace(plan, thinned=0.2).kept_tokens(step, 256) for step in (1, 2)] == [96, 256]
+    with pytest.raises(ConfigError, match=r"--thinned 0.6"):
+        TrainingPlan(thinned=0.6)
 
 
 def test_without_auxiliary_losses_there_is_one_loss(demonstrations, plan, tmp_path):
