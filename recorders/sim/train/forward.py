@@ -38,8 +38,8 @@ class Hidden:
 
     `predicted`: (B, K, T, A) noise. `middle_image`, `middle_state`: (B, N, D) and (B, D) in the middle of the network.
     `late_image`, `late_state`: as the last layer is given them, `final_image`, `final_points`, `final_state` as
-    it leaves them. `looked`: (B, N) logarithm of the share of its attention that the state row gives to image tokens, in
-    the first head of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
+    it leaves them. `looked`: (B, N) logarithm of the attention that the state row gives to image tokens in the
+    first head of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
     """
 
     predicted: Tensor
