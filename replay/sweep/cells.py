@@ -33,7 +33,7 @@ class Target:
     steps: int
 
 
-def address(level: Level, configuration: str, target: Target, context: str) -> str:
+def address(level: Level | Literal["timing"], configuration: str, target: Target, context: str) -> str:
     """Name of a cell (hex): level, configuration digest, trace digest, episode uid, and `context`.
 
     `context`: digest of what else results of this level depend on: the program, and for a forward level the policy and

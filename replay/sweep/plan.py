@@ -16,7 +16,7 @@ from replay.sweep.storage import SweepFolder
 from tracekit.config import Configuration
 from tracekit.digest import digest_json
 
-__all__ = ["CELL_SCHEMA", "Chunk", "SweepPlan", "method_digest", "plan_chunk"]
+__all__ = ["CELL_SCHEMA", "TIMING_SCHEMA", "Chunk", "SweepPlan", "method_digest", "plan_chunk"]
 
 CELL_SCHEMA: dict[str, Any] = {
     "address": pl.String,
@@ -41,12 +41,29 @@ CELL_SCHEMA: dict[str, Any] = {
 """Columns of finished cells; a decisions-only cell has null where a forward pass would be needed."""
 
 
+TIMING_SCHEMA: dict[str, Any] = {
+    "timing": pl.String,
+    "configuration": pl.String,
+    "trace_digest": pl.String,
+    "step_ms": pl.Float64,
+    "step_spread_ms": pl.Float64,
+    "time_ratio": pl.Float64,
+    "speedup_encoders": pl.Float64,
+    "speedup_reuse": pl.Float64,
+    "speedup_pruning": pl.Float64,
+}
+"""Columns of finished timings, one row per configuration and trace, under their own address (`timing`).
+
+`time_ratio`: step time as a share of that of the unpruned policy as released, both within the same rounds.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
     """`contexts`: trace digest -> what else results depend on. `policy`: given in place of the recorded one.
 
     `size`: trace digest -> widths of its policy, for the FLOPs. `chunk`: configurations that are planned, computed and
-    stored together.
+    stored together. `timing`: whether a forward sweep measures step times too.
     """
 
     grid: Grid
@@ -56,10 +73,22 @@ class SweepPlan:
     sizes: Mapping[str, ModelSize | None]
     chunk: int
     policy: str | None = None
+    timing: bool = False
 
     def address(self, configuration: str, target: Target) -> str:
         """Name of the cell of `configuration` (digest) and `target`."""
         return address(self.level, configuration, target, self.contexts[target.trace_digest])
+
+    def timing_address(self, configuration: str, target: Target) -> str:
+        """Name of the timing of `configuration` (digest) on the episode `target`."""
+        return address("timing", configuration, target, self.contexts[target.trace_digest])
+
+    @property
+    def timed(self) -> tuple[Target, ...]:
+        """The episodes that times are measured on: the first of each trace."""
+        if not self.timing:
+            return ()
+        return tuple({target.trace_digest: target for target in reversed(self.targets)}.values())[::-1]
 
 
 @dataclass(frozen=True, slots=True)

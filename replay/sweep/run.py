@@ -94,6 +94,7 @@ def sweep(
     episodes: Sequence[str] = (),
     policy: str | None = None,
     processes: int = 1,
+    timing: bool = False,
     minimise: str | None = None,
     maximise: str | None = None,
     where: Sequence[Constraint] = (),
@@ -103,19 +104,22 @@ def sweep(
 
     What is in `out` already is not computed again, whatever grid it was computed for; a sweep that was killed goes on
     where it stopped, and ends with the same table. `level`: `decisions` from stored scores, or `forward` passes.
-    `minimise` or `maximise`: column of the best configuration, among those that meet `where`; it is written to
-    `best.toml`. Open-loop: every step starts from the recorded observation.
+    `timing`: in a forward sweep, measure step times too, on a sample of the steps of each trace's first episode; needs
+    the machine for itself, so one process. `minimise` or `maximise`: column of the best configuration, among those that
+    meet `where`; it is written to `best.toml`. Open-loop: every step starts from the recorded observation.
 
     Raises ConfigError, TraceError or PolicyError (one line), before anything is computed where possible.
     """
     if processes < 1:
         raise ConfigError(f"--processes {processes}: give at least 1")
+    if timing and (level == "decisions" or processes > 1):
+        raise ConfigError("step times are measured in a forward sweep in one process; leave one of the two out")
     if minimise is not None and maximise is not None:
         raise ConfigError("--minimise and --maximise: give one of the two")
     if where and minimise is None and maximise is None:
         raise ConfigError("--where: say with --minimise or --maximise which configuration is the best of those left")
     wanted = grid if isinstance(grid, Grid) else load_grid(grid)
-    plan = _plan(traces, wanted, level, episodes, policy)
+    plan = replace(_plan(traces, wanted, level, episodes, policy), timing=timing)
     next(wanted.configurations(), None)  # a grid that cannot be used is refused before a folder is made
     folder = SweepFolder(out)
     start = time.perf_counter()

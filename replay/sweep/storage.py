@@ -2,6 +2,7 @@
 
     sweep.json                   what this folder is
     cells/<sha256>.parquet       finished cells, in whatever order they were finished
+    timings/<sha256>.parquet     step times, which belong to one machine
     plans/<grid>/<start>.parquet names, axes and digests of the configurations start, start + 1, … of a grid
     <grid name>.parquet          the table
 
@@ -17,7 +18,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ __all__ = ["SWEEP_FORMAT", "SweepFolder"]
 
 SWEEP_FORMAT = "tracekit.sweep"
 VERSION = "1.0"
+
+Kind = Literal["cells", "timings"]
 
 
 class SweepFolder:
@@ -58,14 +61,15 @@ class SweepFolder:
         except OSError as error:
             raise TraceError(f"{self.path}: cannot be used ({error.strerror}); give --out another path") from None
 
-    def add(self, cells: pl.DataFrame) -> None:
-        """Store finished `cells`; they are on the disk when this returns."""
-        data = _parquet(cells)
-        files.replace(self.path / "cells" / f"{hashlib.sha256(data).hexdigest()}.parquet", data)
+    def add(self, rows: pl.DataFrame, kind: Kind = "cells") -> None:
+        """Store finished `rows`; they are on the disk when this returns."""
+        data = _parquet(rows)
+        (self.path / kind).mkdir(exist_ok=True)
+        files.replace(self.path / kind / f"{hashlib.sha256(data).hexdigest()}.parquet", data)
 
-    def parts(self) -> Iterator[pl.DataFrame]:
-        """The finished cells, file by file; a file that is not what its name says is passed over, to be made again."""
-        for path in sorted((self.path / "cells").glob("*.parquet")):
+    def parts(self, kind: Kind = "cells") -> Iterator[pl.DataFrame]:
+        """What is finished, file by file; a file that is not what its name says is passed over, to be made again."""
+        for path in sorted((self.path / kind).glob("*.parquet")):
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() == path.stem:
                 yield pl.read_parquet(io.BytesIO(data))

@@ -29,6 +29,8 @@ MEANS = (
     "rotation_deg",
     "unclipped_relative",
     "unpruned_relative",
+    "step_ms",
+    "time_ratio",
 )
 """Columns that are means over steps, and are averaged over episodes by their steps."""
 
@@ -56,8 +58,19 @@ def build_table(plan: SweepPlan, folder: SweepFolder) -> pl.DataFrame:
     missing = table["decisions_digest"].null_count()
     if missing:
         raise TraceError(f"{folder.path}: {missing} cells are not finished; run the same sweep again")
+    if plan.timing:
+        table = _with_times(table, plan, folder)
     table = table.sort("index", ORDER, maintain_order=True).drop(ORDER, "clustering")
     return table.drop(FORWARD_ONLY) if plan.level == "decisions" else table
+
+
+def _with_times(table: pl.DataFrame, plan: SweepPlan, folder: SweepFolder) -> pl.DataFrame:
+    """The table with the step times of every configuration and trace."""
+    times = pl.concat(list(folder.parts("timings"))).unique("timing", keep="first")
+    digests = table["configuration"].unique().to_list()
+    wanted = {plan.timing_address(digest, target) for digest in digests for target in plan.timed}
+    times = times.filter(pl.col("timing").is_in(list(wanted))).drop("timing")
+    return table.join(times, on=("configuration", "trace_digest"), how="left", maintain_order="left")
 
 
 def _episode(plan: SweepPlan, place: int, target: Target, plans: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
@@ -82,10 +95,7 @@ def _episode(plan: SweepPlan, place: int, target: Target, plans: pl.DataFrame, c
 
 
 def per_configuration(table: pl.DataFrame) -> pl.DataFrame:
-    """One row per configuration: means over the steps of all episodes, sums of `steps` and `gripper_flips`.
-
-    Timing columns, which are per configuration already, are kept.
-    """
+    """One row per configuration: means over the steps of all episodes, sums of `steps` and `gripper_flips`."""
     weight = pl.col("steps")
     means = [
         ((pl.col(name) * weight).sum() / weight.sum()).alias(name)
@@ -93,9 +103,7 @@ def per_configuration(table: pl.DataFrame) -> pl.DataFrame:
         if name in table.columns and table[name].null_count() == 0
     ]
     sums = [pl.col(name).sum() for name in ("steps", "gripper_flips") if name in table.columns]
-    firsts = [
-        pl.col(name).first() for name in ("name", "kind", "method", "step_ms", "time_ratio") if name in table.columns
-    ]
+    firsts = [pl.col(name).first() for name in ("name", "kind", "method") if name in table.columns]
     return table.group_by("index", "configuration", maintain_order=True).agg(*firsts, *sums, *means)
 
 
@@ -118,9 +126,8 @@ def front(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 def objectives(summary: pl.DataFrame, level: str) -> tuple[str, str]:
     """The two columns that the Pareto front is about; `kept`: tokens of both modalities, to be many."""
-    if level == "decisions":
-        return ("gflops" if "gflops" in summary.columns else "effective_rate"), "kept"
-    return ("time_ratio" if "time_ratio" in summary.columns else "gflops"), "unclipped_relative"
+    cheap = next(name for name in ("time_ratio", "gflops", "effective_rate") if name in summary.columns)
+    return cheap, "kept" if level == "decisions" else "unclipped_relative"
 
 
 def costs_of(summary: pl.DataFrame, names: Sequence[str]) -> npt.NDArray[np.float64]:

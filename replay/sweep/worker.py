@@ -22,8 +22,9 @@ from replay.sweep.cells import ADDRESS_DIGITS, Target
 from replay.sweep.decided import decide_cells
 from replay.sweep.forward import ForwardCells
 from replay.sweep.inputs import EpisodeInputs
-from replay.sweep.plan import CELL_SCHEMA, SweepPlan, plan_chunk
+from replay.sweep.plan import CELL_SCHEMA, TIMING_SCHEMA, Chunk, SweepPlan, plan_chunk
 from replay.sweep.storage import SweepFolder
+from replay.sweep.times import time_configurations
 from tracekit.config import Configuration
 
 __all__ = ["Done", "compute"]
@@ -87,6 +88,7 @@ class _Worker:
         self._sources: dict[str, TraceSource] = {}
         self._inputs: dict[tuple[str, str], EpisodeInputs] = {}
         self._forward = ForwardCells(plan.policy)
+        self._timed = {key for part in self._folder.parts("timings") for key in part["timing"].to_list()}
 
     def run(self, start: int) -> Done:
         plan = self._plan
@@ -117,6 +119,7 @@ class _Worker:
             ]
         if rows:
             self._folder.add(pl.DataFrame(rows, schema=CELL_SCHEMA))
+        self._time(chunk)
         return Done(
             cells=len(digests) * len(plan.targets),
             computed=len(rows),
@@ -125,6 +128,22 @@ class _Worker:
             clusterings=frozenset(chunk.frame["clustering"].drop_nulls().unique().to_list()),
             skipped=chunk.skipped,
         )
+
+    def _time(self, chunk: Chunk) -> None:
+        """Measure the step times that are not there yet; nothing else is computed meanwhile."""
+        digests = chunk.frame["configuration"].to_list()
+        for target in self._plan.timed:
+            addresses = {digest: self._plan.timing_address(digest, target) for digest in digests}
+            places = {digest: place for place, digest in enumerate(digests) if addresses[digest] not in self._timed}
+            configs = [self._configuration(int(chunk.frame["index"][place])) for place in places.values()]
+            if not configs:
+                continue
+            times = time_configurations(target, configs, self._plan.policy)
+            rows = [
+                {"timing": addresses[digest], "configuration": digest, "trace_digest": target.trace_digest, **row}
+                for digest, row in zip(places, times, strict=True)
+            ]
+            self._folder.add(pl.DataFrame(rows, schema=TIMING_SCHEMA), "timings")
 
     def _missing(self, addresses: Sequence[str]) -> list[int]:
         """Places of the addresses that are not finished, each address once."""

@@ -27,6 +27,9 @@ def sweep(
     policy: PolicyOption = None,
     episodes: Annotated[str | None, typer.Option(help="Episode ids, separated by commas; all by default.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that compute at the same time.")] = 1,
+    no_timing: Annotated[
+        bool, typer.Option("--no-timing", help="With --forward: tokens and actions only, no step times.")
+    ] = False,
     minimise: Annotated[
         str | None, typer.Option(help="Column of the best configuration, written to best.toml.", metavar="COLUMN")
     ] = None,
@@ -57,6 +60,7 @@ def sweep(
             episodes=names(episodes),
             policy=policy,
             processes=processes,
+            timing=forward and not no_timing,
             minimise=minimise,
             maximise=maximise,
             where=constraints,

@@ -60,3 +60,13 @@ def test_unusable_input_is_one_line(run, small_trace, grid, tmp_path):
     ran = run("sweep", small_trace, "--grid", grid, "--out", out, "--minimise", "mm")
     assert (ran.status, ran.out) == (2, "")
     assert "'mm' is no column" in ran.err
+
+
+def test_a_forward_sweep(run, small_trace, grid, tmp_path):
+    options = ("--grid", grid, "--out", tmp_path / "out", "--episodes", "close_laptop-3", "--forward")
+    refused = run("sweep", small_trace, *options, "--processes", 2)
+    assert (refused.status, refused.out) == (2, "")
+    ran = run("sweep", small_trace, *options, "--no-timing")
+    assert (ran.status, ran.err) == (0, "")
+    for word in ("deviation", "Open-loop", "random weights"):
+        assert word in ran.out

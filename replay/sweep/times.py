@@ -1,0 +1,37 @@
+"""Step times of configurations in a forward sweep, beside the unpruned policy in the same rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from replay.replay import Replay
+from replay.sweep.cells import Target
+from replay.timing import TimingOptions
+from tracekit.config import Configuration
+
+__all__ = ["time_configurations"]
+
+
+def time_configurations(target: Target, configs: Sequence[Configuration], policy: str | None) -> list[dict[str, Any]]:
+    """Per configuration the figures of `TIMING_SCHEMA`, on a sample of the steps of the episode `target`.
+
+    All `configs` and their references take turns, so that a ratio holds on a machine whose speed drifts.
+    """
+    named = [replace(config, name=config.digest) for config in configs]  # names are labels, and may be equal
+    result = Replay(target.trace, policy=policy, episodes=[target.episode]).run(*named, timing=TimingOptions())
+    rows = []
+    for summary in result.summaries:
+        assert summary.timing is not None and summary.speedup is not None  # noqa: S101, PT018  # timing was asked for
+        rows.append(
+            {
+                "step_ms": summary.timing.median_ms,
+                "step_spread_ms": summary.timing.spread_ms,
+                "time_ratio": 1 / summary.speedup.total,
+                "speedup_encoders": summary.speedup.encoders,
+                "speedup_reuse": summary.speedup.reuse,
+                "speedup_pruning": summary.speedup.pruning,
+            }
+        )
+    return rows
