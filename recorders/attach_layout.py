@@ -35,13 +35,14 @@ def visual_layout(seen: PassSeen, views: Sequence[str]) -> TokenLayout:
 
 
 def layout_of(seen: PassSeen, views: Sequence[str]) -> TokenLayout:
-    """The layout of an unpruned pass. Rows that no part accounts for are called `tactile` if zero, else `other.<i>`.
+    """The layout of a pass, unpruned or restored (`seen.whole`).
 
-    Raises PolicyError naming the first part whose rows the backbone was not fed.
+    Rows that no part accounts for are called `tactile` if zero, else `other.<i>`. Raises PolicyError naming the first
+    part whose rows the backbone was not fed.
     """
     if seen.rows is None:
         raise PolicyError("the backbone was fed no rows; correct its site")
-    rows, sizes = seen.rows, visual_layout(seen, views)
+    rows, sizes = seen.rows if seen.whole is None else seen.whole, visual_layout(seen, views)
     taken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     starts: dict[int, tuple[str, int]] = {}
 

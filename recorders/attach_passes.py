@@ -40,7 +40,8 @@ class PassSeen:
     `sample` (T, A): noisy action. `timestep`: diffusion step, None where the policy has none. `blocks`: site -> outputs
     of its calls, each (rows, D). `text_ids` (n,). `centres` (N_3D, 3). `patch` (N_3D,) int32, 256·view 0 + 16·row +
     column, -1 for none. `fps_starts`: one per sampling stage. `rows` (n, D): what the backbone was fed. `noise` (T, A).
-    `dropped`: whether the watcher took rows out. `times_ns`: stage -> wall time on the host.
+    `dropped`: whether the watcher took rows out; then `whole` holds the rows without that. `times_ns`: stage -> wall
+    time on the host.
     """
 
     index: int
@@ -52,6 +53,7 @@ class PassSeen:
     patch: npt.NDArray[np.int32] | None = None
     fps_starts: list[int] = field(default_factory=list)
     rows: Tensor | None = None
+    whole: Tensor | None = None
     head: Tensor | None = None
     noise: Tensor | None = None
     tap: AttentionTap | None = None

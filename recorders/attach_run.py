@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,20 +21,28 @@ from torch import Tensor, nn
 from recorders.attach_generators import generator_states
 from recorders.attach_layout import layout_of
 from recorders.attach_passes import Feed, PassSeen, PassWatch, wrapped
+from recorders.pruned_rows import PrunedRows, PrunedStep
 from recorders.recorder import Recorder
 from recorders.sites import find_sites, resolve
 from tracekit.actions import ActionSpec
 from tracekit.capture import AttentionTap, CaptureSpec, vocabulary_head
 from tracekit.config import Configuration, ExecutionConfig
 from tracekit.digest import digest_arrays, digest_json
-from tracekit.engine import PassRecord, StepDraws, StepOptions, StepResult, observables_of
+from tracekit.engine import (
+    PassRecord,
+    StepDraws,
+    StepOptions,
+    StepResult,
+    decision_shape,
+    keep_everything,
+    observables_of,
+)
 from tracekit.errors import PolicyError
 from tracekit.layout import TokenLayout
 from tracekit.model.diffusion import alphas, ddim_step
 from tracekit.model.release import NOT_FOR_INFERENCE
 from tracekit.policy import PolicyIdentity
 from tracekit.profiling import STAGES, Stage
-from tracekit.pruning import Decision
 
 __all__ = ["attach"]
 
@@ -54,6 +62,7 @@ def attach(
     views: Sequence[str] = ("front",),
     dtype: Literal["float32", "bfloat16"] | None = None,
     capture: CaptureSpec | None = None,
+    prune: Configuration | None = None,
     source: Mapping[str, Any] | None = None,
     sites: Mapping[str, Any] | None = None,
 ) -> Iterator[Recorder]:
@@ -63,7 +72,8 @@ def attach(
     projections, where autocast makes it another than the weights'. `sites`: paths of `recorders.sites.Sites` that
     are not found by themselves. `identity`: of the loaded policy that will replay the trace, so that the replay finds
     its weights; by default made of `name`, the backbone's configuration and the weights. `capture`, `source`: as in
-    `Recorder`. The initial noise is that of the first pass; the schedule must be the release's (DDIM, eta 0).
+    `Recorder`. `prune`: also prune it, as `prune_live` does; the trace then has masks, reasons and memory, and is of
+    kind `pruned_live`. The initial noise is that of the first pass; the schedule must be the release's (DDIM, eta 0).
 
     Raises PolicyError (one line) for a policy that cannot be observed, TraceError where the trace cannot be written.
     """
@@ -73,7 +83,9 @@ def attach(
     owner = resolve(policy, found.forward.rpartition(".")[0]) if "." in found.forward else policy
     identity = _identity(name or type(policy).__name__, owner, backbone, identity)
     execution = ExecutionConfig(dtype=dtype or _dtype(weight), threads=torch.get_num_threads())  # type: ignore[arg-type]  # checked by _dtype
-    run = _Run(_Described(identity, action_spec), Configuration(execution=execution), owner, backbone, tuple(views))
+    config = Configuration(execution=execution) if prune is None else replace(prune, execution=execution)
+    rows = None if prune is None else PrunedRows(policy, found, config, views)
+    run = _Run(_Described(identity, action_spec), config, owner, backbone, tuple(views), rows)
     watch = PassWatch(policy, found, run)
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(path, run, capture, source=source))
@@ -95,7 +107,13 @@ class _Run:
     """The steps of an attached policy, in the shape that the recorder records; see `recorders.recorder.Recordable`."""
 
     def __init__(
-        self, policy: _Described, config: Configuration, owner: object, backbone: nn.Module, views: tuple[str, ...]
+        self,
+        policy: _Described,
+        config: Configuration,
+        owner: object,
+        backbone: nn.Module,
+        views: tuple[str, ...],
+        pruned: PrunedRows | None = None,
     ) -> None:
         self.policy, self.config = policy, config
         self.options = StepOptions()
@@ -103,11 +121,14 @@ class _Run:
         self.last_draws: StepDraws | None = None
         self.steps = 0
         self._owner, self._backbone, self._views = owner, backbone, views
+        self._pruned = pruned
         self._layout: TokenLayout | None = None
         self._passes: list[_Pass] = []
 
-    def reset(self, episode_uid: int) -> None:  # noqa: ARG002  # the policy's draws are its own
-        """Start an episode."""
+    def reset(self, episode_uid: int) -> None:
+        """Start an episode; the policy's draws are its own, the pruner's are keyed by `episode_uid`."""
+        if self._pruned is not None:
+            self._pruned.reset(episode_uid)
         self.last, self.last_draws, self.steps = None, None, 0
 
     def around(self, watch: PassWatch) -> Callable[..., Any]:
@@ -118,41 +139,50 @@ class _Run:
             watch.restart()
             generators = generator_states()
             start = time.perf_counter_ns()
-            action = original(*args, **kwargs)
-            self._finish(np.atleast_2d(np.asarray(action, np.float64)), generators, time.perf_counter_ns() - start)
+            with nullcontext() if self._pruned is None else self._pruned.step() as step:
+                action = original(*args, **kwargs)
+                wall_ns = time.perf_counter_ns() - start
+                dropped = None if step is None else step.finish()
+                self._finish(np.atleast_2d(np.asarray(action, np.float64)), generators, wall_ns, dropped)
             return action
 
         return predict
 
-    def fused(self, _seen: PassSeen, result: Any) -> Any:
-        """Everything stays."""
-        return result
+    def fused(self, seen: PassSeen, result: Any) -> Any:
+        """Everything stays, or what the pruner keeps."""
+        return result if self._pruned is None else self._pruned.fused(seen, result)
 
     def feed(self, seen: PassSeen) -> Feed | None:
         """Read the layout off the first pass; tap the passes that are captured."""
         if seen.rows is None:
             return None
+        positions = torch.arange(len(seen.rows)) if self._pruned is None else self._pruned.place(seen)
+        whole = len(seen.rows if seen.whole is None else seen.whole)
         if self._layout is None:
             self._layout = layout_of(seen, self._views)
-        elif len(seen.rows) != self._layout.length:
+        elif whole != self._layout.length:
             raise PolicyError(
-                f"pass {seen.index} feeds {len(seen.rows)} rows, pass 0 fed {self._layout.length}; record the policy "
-                "unpruned"
+                f"pass {seen.index} feeds {whole} rows, pass 0 fed {self._layout.length}; record the policy unpruned, "
+                "or give the pruning's configuration as prune="
             )
         capture = self.options.capture or CaptureSpec.minimal()
         if seen.index and not capture.later_action_rows:
-            return None
+            return Feed(positions, inject=True) if seen.dropped else None
         groups = capture.groups if seen.index == 0 else ("action",)
         spec = capture if seen.index == 0 else None
         head = vocabulary_head(self._owner) if spec is not None and "logits" in spec.norms else None
-        return Feed(torch.arange(len(seen.rows)), AttentionTap(self._backbone, self._layout, groups, spec, head))
+        tap = AttentionTap(self._backbone, self._layout, groups, spec, head)
+        return Feed(positions, tap, inject=seen.dropped)
 
     def passed(self, seen: PassSeen) -> None:
         """Take what the trace stores out of the pass, and let go of the rest."""
         layout = self._layout
         if layout is None or seen.rows is None or seen.noise is None or seen.text_ids is None:
             raise PolicyError("a denoise pass ended before the backbone ran; correct the sites")
-        prefix = seen.rows[: layout.prefix_length].float().cpu().contiguous().numpy()
+        if self._pruned is not None and seen.tap is not None and self._pruned.watches(seen):
+            self._pruned.show(seen, observables_of(seen.tap, seen.patch, kept=self._pruned.kept_now))
+        whole = seen.rows if seen.whole is None else seen.whole
+        prefix = whole[: layout.prefix_length].float().cpu().contiguous().numpy()
         points = len(layout.point_positions)
         if points and (seen.centres is None or seen.patch is None or len(seen.patch) != points):
             raise PolicyError(
@@ -178,7 +208,11 @@ class _Run:
         )
 
     def _finish(
-        self, action: npt.NDArray[np.float64], generators: dict[str, npt.NDArray[np.uint8]], wall_ns: int
+        self,
+        action: npt.NDArray[np.float64],
+        generators: dict[str, npt.NDArray[np.uint8]],
+        wall_ns: int,
+        dropped: PrunedStep | None,
     ) -> None:
         passes, layout = self._passes, self._layout
         if not passes or layout is None:
@@ -196,20 +230,22 @@ class _Run:
                 f"the policy's projections ran in {ran}, not in {self.config.execution.dtype} as its weights are; "
                 f'if autocast is meant to be on, pass dtype="{ran}"'
             )
-        visual = len(layout.visual_positions)
+        if dropped is None:
+            everything = np.ones((len(passes), len(layout.visual_positions)), np.bool_)
+            dropped = PrunedStep(everything, keep_everything(decision_shape(layout)), len(passes), None)
         later = [tap.received["action"].mean(1) for tap in tapped[1:]]
         self.last = StepResult(
             action=action,
             samples=_samples(passes),
-            kept=np.ones((len(passes), visual), np.bool_),
-            decision=_everything(layout),
-            pruned_from=len(passes),
+            kept=dropped.kept,
+            decision=dropped.decision,
+            pruned_from=dropped.pruned_from,
             layout=layout,
             text_ids=passes[0].text_ids,
-            memory=None,
+            memory=dropped.memory,
             times_ns=_times(passes, wall_ns),
             wall_ns=wall_ns,
-            observables=observables_of(tapped[0], passes[0].record.patch),
+            observables=observables_of(tapped[0], passes[0].record.patch, kept=dropped.kept[0]),
             extras={name: values.numpy() for name, values in tapped[0].extras.items()},
             hooks_ns=np.sum([tap.hooks_ns for tap in tapped], axis=0, dtype=np.int64),
             reduction_ns=sum(tap.reduction_ns for tap in tapped),
@@ -272,11 +308,6 @@ def _times(passes: Sequence[_Pass], wall_ns: int) -> npt.NDArray[np.int64]:
             times[STAGES.index(stage), index] = spent
     times[STAGES.index("decode"), -1] = max(0, wall_ns - int(times.sum()))
     return times
-
-
-def _everything(layout: TokenLayout) -> Decision:
-    patches = np.ones(len(layout.image_positions), np.bool_)
-    return Decision(patches, patches if len(layout.point_positions) else None, pruned=False)
 
 
 def _dtype(weight: Tensor) -> str:

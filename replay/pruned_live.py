@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replay.source import RecordedEpisode
+from tracekit import keys
 from tracekit.config import Configuration
 from tracekit.engine import Decider, decision_shape
 from tracekit.errors import TraceError
@@ -38,7 +39,8 @@ def decide_again(episode: RecordedEpisode, config: Configuration, pruned_by: Con
         decision = decider.before(patch)
         if decider.watches:
             kept = recorded_kept(episode.stored, index)[0]
-            decision = decider.after(episode.seen(index, config), kept, patch, decision)
+            observed = episode.stored.read(keys.OBSERVED, index)
+            decision = decider.after(episode.seen(index, config), kept, patch, decision, observed)
         memory = decider.memory
         decisions.append(decision)
     return decisions

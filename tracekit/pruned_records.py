@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from tracekit import keys
 from tracekit.config import Configuration
-from tracekit.engine import StepResult, decision_shape, pruner_state
+from tracekit.engine import StepResult, decision_shape, observed_when, pruner_state
 from tracekit.errors import TraceError
-from tracekit.pruning import observed_patches
+from tracekit.pruning import Shape, observed_patches
 from tracekit.pruning.arrays import MARGINS
 from tracekit.records import Field, field
 from tracekit.store import ArraySpec, Episode
@@ -24,11 +24,6 @@ _REASONS = (("s1", "uint8"), ("s2", "uint8"), ("cluster", "int8"), ("conflict", 
 def pruned_fields(result: StepResult, config: Configuration) -> dict[str, Field]:
     """Key -> array: kept tokens of every pass, observed patches, the decision and why, the pruner's state after it."""
     shape, decision = decision_shape(result.layout), result.decision
-    patch = next((record.patch for record in result.encoded if record.patch is not None), None)
-    first = result.kept[0]
-    observed = observed_patches(
-        first[: shape.n_2d], first[shape.n_2d :], np.zeros(0, np.int32) if patch is None else patch
-    )
     masks = {
         keys.decision("mask_2d"): _optional(decision.keep_2d, "bool", "patch", shape.n_2d),
         keys.decision("mask_3d"): _optional(decision.keep_3d_patches, "bool", "patch", shape.n_2d),
@@ -42,7 +37,7 @@ def pruned_fields(result: StepResult, config: Configuration) -> dict[str, Field]
     }
     return {
         keys.KEPT: field(result.kept, "bool", "pass token"),
-        keys.OBSERVED: field(observed, "bool", "patch"),
+        keys.OBSERVED: field(_observed(result, shape), "bool", "patch"),
         keys.PRUNED_FROM: field(result.pruned_from, "int32", unit="denoise pass"),
         **{key: item for key, item in (masks | reasons | margins).items() if item.spec.shape != (0,)},
         **_state_fields(pruner_state(result.memory), config),
@@ -57,6 +52,16 @@ def recorded_kept(episode: Episode, step: int) -> npt.NDArray[np.bool_]:
     if keys.KEPT not in episode:
         raise TraceError(f"episode {episode.info.id!r} has no {keys.KEPT!r}: it was not recorded while pruning")
     return episode.read(keys.KEPT, step)
+
+
+def _observed(result: StepResult, shape: Shape) -> npt.NDArray[np.bool_]:
+    """(N_2D,) patches whose tokens were all kept in pass 0: as the pruner was told, where it is told that."""
+    told = observed_when(result.memory)
+    if told is not None:
+        return told
+    patch = next((record.patch for record in result.encoded if record.patch is not None), np.zeros(0, np.int32))
+    first = result.kept[0]
+    return observed_patches(first[: shape.n_2d], first[shape.n_2d :], patch)
 
 
 def _optional(values: npt.NDArray[Any] | None, dtype: str, axis: str, size: int) -> Field:

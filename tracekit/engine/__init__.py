@@ -1,7 +1,7 @@
 """One control step, pruned or not; the only code that runs a policy, live and in replay."""
 
 from tracekit.engine.controller import Controller
-from tracekit.engine.deciding import Decider, keep_everything, pruner_state
+from tracekit.engine.deciding import Decider, keep_everything, observed_when, pruner_state, reduced
 from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.observing import needed_capture, observables_of, spread_attention, translation_m
 from tracekit.engine.result import PassRecord, StepResult
@@ -22,7 +22,9 @@ __all__ = [
     "keep_everything",
     "needed_capture",
     "observables_of",
+    "observed_when",
     "pruner_state",
+    "reduced",
     "spread_attention",
     "translation_m",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "LaggedMemory",
     "Seen",
     "keep_everything",
+    "observed_when",
     "pruner_state",
     "reduced",
     "repeated",
@@ -126,12 +127,25 @@ class Decider:
             return self._hold(decision)
         return self._held or keep_everything(self._shape)
 
-    def after(self, seen: Seen, kept: npt.NDArray[np.bool_], patch: Patch, decision: Decision) -> Decision:
-        """What the later passes run under, once pass 0 showed `seen` of the `kept` (N_visual,) tokens."""
+    def after(
+        self,
+        seen: Seen,
+        kept: npt.NDArray[np.bool_],
+        patch: Patch,
+        decision: Decision,
+        observed: npt.NDArray[np.bool_] | None = None,
+    ) -> Decision:
+        """What the later passes run under, once pass 0 showed `seen` of the `kept` (N_visual,) tokens.
+
+        `observed`: (N_2D,) patches whose tokens were all kept, where that is known from a recording.
+        """
         if self.mode != "lagged":
             decision, self._memory = self._ask(seen, self._memory, patch)
             return self._hold(decision) if self._taken else keep_everything(self._shape)
-        observed = None if bool(kept.all()) else self._observed(kept, patch)
+        if bool(kept.all()):
+            observed = None
+        elif observed is None:
+            observed = self._observed(kept, patch)
         self._memory = LaggedMemory(self._memory.state, seen, observed)
         return decision
 
@@ -214,6 +228,13 @@ def reduced(config: Configuration, observables: Observables, shape: Shape) -> Se
     if config.method.reads == "scores":
         return reduce(observables, config.reduction, shape)
     return observables
+
+
+def observed_when(memory: Any) -> npt.NDArray[np.bool_] | None:
+    """(N_2D,) the patches that a lagged pruner was told to have been observed last; None: all, or it is not lagged."""
+    while isinstance(memory, HeldMemory | FrameMemory):
+        memory = memory.memory
+    return memory.observed if isinstance(memory, LaggedMemory) else None
 
 
 def pruner_state(memory: Any) -> Any:
