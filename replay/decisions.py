@@ -68,7 +68,7 @@ def decide_recorded(episode: RecordedEpisode, config: Configuration) -> list[Dec
         step = episode.number(index)
         shown = index - 1 if config.observe.mode == "lagged" else index
         seen = episode.seen(shown, config) if shown >= 0 else None
-        patch = episode.patch(index) if shape.n_3d else None
+        patch = episode.patch(index, config.reduction) if shape.n_3d else None
         key = DecisionKey(seed, episode.info.uid, step)
         decision, memory = config.method.decide(seen, memory, config.pruner, key, shape, patch=patch)
         decisions.append(keep_everything(shape) if config.observe.refreshes(step) else decision)

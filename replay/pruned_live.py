@@ -35,7 +35,7 @@ def decide_again(episode: RecordedEpisode, config: Configuration, pruned_by: Con
     memory: Any = None
     for index in range(len(episode)):
         decider = Decider(config, DecisionKey(seed, episode.info.uid, episode.number(index)), shape, memory)
-        patch = episode.patch(index) if shape.n_3d else None
+        patch = episode.patch(index, config.reduction) if shape.n_3d else None
         decision = decider.before(patch)
         if decider.watches:
             kept = recorded_kept(episode.stored, index)[0]

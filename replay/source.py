@@ -146,22 +146,33 @@ class RecordedEpisode:
 
         Raises TraceError naming what the reduction reads and the trace lacks.
         """
-        if keys.score(reduction.digest, "norm_2d") in self.stored:
+        if self.pruned_live or keys.score(reduction.digest, "norm_2d") in self.stored:
             return recorded_scores(self.stored, index, reduction)
         layout = TokenLayout.from_json(self.info.attributes["layout"])
         required = {"norms", "attention"} | ({"attention_action"} if reduction.passes != "first" else set())
-        by_nearest = reduction.correspondence == "nearest" and bool(len(layout.point_positions))
-        required |= {"centres"} if by_nearest else set()
         seen = recorded_observables(self.stored, index, frozenset(required), self._action_spec)
-        if by_nearest and seen.centres is not None and seen.patch is not None:
-            cameras = {place: self._cameras[view] for place, view in enumerate(layout.views) if view in self._cameras}
-            seen = dataclasses.replace(seen, nearest_patch=nearest_patches(seen.centres, seen.patch, cameras))
+        if reduction.correspondence == "nearest":
+            seen = dataclasses.replace(seen, nearest_patch=self.patch(index, reduction))
         return reduce(seen, reduction, decision_shape(layout))
 
-    def patch(self, index: int) -> npt.NDArray[np.int32] | None:
-        """(N_3D,) patch of every point token in pass 0 of step `index`; None if the trace has none."""
-        patches = self._optional(keys.POINT_PATCH, index)
+    def patch(self, index: int, reduction: Reduction | None = None) -> npt.NDArray[np.int32] | None:
+        """(N_3D,) the first of `patches`."""
+        patches = self.patches(index, reduction)
         return None if patches is None else patches[0]
+
+    def patches(self, index: int, reduction: Reduction | None = None) -> npt.NDArray[np.int32] | None:
+        """(passes, N_3D) patch that every point token of step `index` follows; None if the trace has none.
+
+        That into which it projects, or, with a `reduction` whose correspondence is `nearest`, that whose centre ray
+        passes nearest where it projects into none; raises TraceError if its centres or all cameras are missing.
+        """
+        patches = self._optional(keys.POINT_PATCH, index)
+        if patches is None or reduction is None or reduction.correspondence != "nearest":
+            return patches
+        views = TokenLayout.from_json(self.info.attributes["layout"]).views
+        cameras = {place: self._cameras[view] for place, view in enumerate(views) if view in self._cameras}
+        centres = self.stored.read(keys.POINT_CENTRES, index)
+        return np.stack([nearest_patches(*of_pass, cameras) for of_pass in zip(centres, patches, strict=True)])
 
     def _optional(self, key: str, index: int) -> npt.NDArray[Any] | None:
         return self.stored.read(key, index) if key in self.stored else None

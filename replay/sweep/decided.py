@@ -81,6 +81,7 @@ def _group(config: Configuration, index: int) -> Hashable:
 
 
 def _alone(inputs: EpisodeInputs, config: Configuration, size: ModelSize | None) -> Row:
+    inputs = inputs.following(config.reduction)
     decisions = decide_recorded(inputs.episode, config)
     points = np.stack([kept_points(inputs, config, decision, at) for at, decision in enumerate(decisions)])
     found = figures(
@@ -96,6 +97,7 @@ def _alone(inputs: EpisodeInputs, config: Configuration, size: ModelSize | None)
 
 def _together(inputs: EpisodeInputs, configs: Sequence[Configuration], size: ModelSize | None) -> list[Row]:
     first, steps = configs[0], len(inputs.episode)
+    inputs = inputs.following(first.reduction)
     inputs.episode.refuse_gaps(first)
     lagged = first.observe.mode == "lagged"
     whole = [at for at in range(steps) if first.observe.refreshes(int(inputs.numbers[at]))] if lagged else []

@@ -24,6 +24,7 @@ class EpisodeInputs:
     def __init__(self, target: Target, episode: RecordedEpisode) -> None:
         self.target, self.episode = target, episode
         self._scores: dict[Reduction, Scores] = {}
+        self._by_nearest: EpisodeInputs | None = None
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -49,6 +50,16 @@ class EpisodeInputs:
     def patches(self) -> npt.NDArray[np.int32] | None:
         """(steps, passes, N_3D) patch of every point token; None for a policy without points."""
         return self.episode.stored.read(keys.POINT_PATCH) if self.shape.n_3d else None
+
+    def following(self, reduction: Reduction) -> EpisodeInputs:
+        """The same with `patches` as the correspondence of `reduction` gives them."""
+        if reduction.correspondence != "nearest" or self.patches is None:
+            return self
+        if self._by_nearest is None:
+            patches = [self.episode.patches(index, reduction) for index in range(len(self.episode))]
+            self._by_nearest = EpisodeInputs(self.target, self.episode)
+            self._by_nearest.patches = np.stack([one for one in patches if one is not None])
+        return self._by_nearest
 
     @cached_property
     def points(self) -> npt.NDArray[np.float32]:

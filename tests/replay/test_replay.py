@@ -174,6 +174,7 @@ def test_pinned_starts_are_those_of_pass_0(small_trace):
         make_config("tri_stage", reduction={"groups": ["state"], "components": "layer", "layers": "all"}),
         make_config("tri_stage", reduction={"feature": "postnorm", "correspondence": "nearest"}),
         make_config("tri_stage", "encoders", reduction={"correspondence": "index", "components": "query"}),
+        make_config("tri_stage", "encoders", budget="hard_topk", rate=0.5, reduction={"correspondence": "nearest"}),
     ],
     ids=lambda config: f"{config.kind}-{config.digest[:6]}",
 )
