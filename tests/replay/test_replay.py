@@ -244,6 +244,20 @@ def test_a_forward_replay_computes_what_was_not_stored(small_trace, rows, tmp_pa
     assert row["encode_matches"] is None
 
 
+def test_renumbering_a_store_changes_no_decision(small_trace, small_policy, tmp_path):
+    """Draws are keyed by the episode's uid: its place in the store, and what else is in there, do not matter."""
+    reverse = record_trace(tmp_path / "reverse", small_policy, (("close_laptop", 3, 2), ("close_box", 7, 4)))
+    alone = record_trace(tmp_path / "alone", small_policy, (("close_box", 7, 4),))
+    assert list(replay_decisions(reverse, make_config("none"))) == list(reversed(EPISODES))
+    for config in (
+        make_config("tri_stage", background_rate=0.5, seed=3, unprojected_points="random"),
+        make_config("naive"),
+    ):
+        digests = {name: decision_digest(one) for name, one in replay_decisions(small_trace, config).items()}
+        assert {name: decision_digest(one) for name, one in replay_decisions(reverse, config).items()} == digests
+        assert decision_digest(replay_decisions(alone, config)["close_box-7"]) == digests["close_box-7"]
+
+
 def test_some_episodes_only(small_trace, result):
     found = Replay(small_trace, episodes=EPISODES[1:]).run(make_config("tri_stage"))
     assert [episode.id for episode in found.episodes["tri_stage"]] == ["close_laptop-3"]

@@ -14,6 +14,7 @@ from tracekit.pruning.fastv import FastVConfig
 from tracekit.pruning.sp_vla import SpVlaConfig
 from tracekit.pruning.vla_pruner import VlaPrunerConfig, VlaPrunerState
 
+QUERIES = ["last_row", "action", "text"]
 RATES = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9, 0.99])
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -55,9 +56,18 @@ def decide(kind, config, seen, shape, state=None, step=2):
     return method.decide(seen, state, config, DecisionKey(0, 1, step), shape)
 
 
-@settings(max_examples=60, deadline=None)
-@given(RATES, SEEDS, st.sampled_from([0, 1, 7]), st.integers(1, 9), st.sampled_from(["last_row", "action", "text"]))
-def test_fastv_equals_the_oracle(rate, seed, n_3d, n_2d, query):
+def oracle_tests(few, many, *drawn):
+    """A test of `few` drawn inputs, which always runs, and a slow one of `many`."""
+
+    def decorate(check):
+        one, other = (settings(max_examples=count, deadline=None)(given(*drawn)(check)) for count in (few, many))
+        return one, pytest.mark.slow(other)
+
+    return decorate
+
+
+@oracle_tests(60, 2000, RATES, SEEDS, st.sampled_from([0, 1, 7]), st.integers(1, 9), st.sampled_from(QUERIES))
+def check_fastv(rate, seed, n_3d, n_2d, query):
     seen, config = observables(seed, n_2d, n_3d), FastVConfig(rate=rate, query=query)
     if query == "last_row":
         scores = seen.last_row[1].astype(float)
@@ -66,6 +76,9 @@ def test_fastv_equals_the_oracle(rate, seed, n_3d, n_2d, query):
         scores = (heads[0] + heads[1] + heads[2]) / 3
     decision, _ = decide("fastv", config, seen, Shape(n_2d, n_3d))
     assert kept(decision) == oracle.fastv(scores.tolist(), n_2d, rate)
+
+
+test_fastv_equals_the_oracle, test_fastv_equals_the_oracle_on_thousands_of_inputs = check_fastv
 
 
 def test_fastv_inside_the_network_decides_behind_its_layer_and_as_offline():
@@ -79,13 +92,15 @@ def test_fastv_inside_the_network_decides_behind_its_layer_and_as_offline():
             assert kept(decision) == kept(decide("fastv", config, seen, shape)[0])
 
 
-@settings(max_examples=40, deadline=None)
-@given(RATES, SEEDS, st.sampled_from([0, 1, 40, 256]), st.booleans())
-def test_sp_vla_by_rate_equals_the_oracle(rate, seed, n_3d, coarse):
+@oracle_tests(40, 1000, RATES, SEEDS, st.sampled_from([0, 1, 40, 256]), st.booleans())
+def check_sp_vla_by_rate(rate, seed, n_3d, coarse):
     seen = observables(seed, n_3d=n_3d, coarse=coarse)
     decision, _ = decide("sp_vla", SpVlaConfig(rate=rate), seen, Shape(256, n_3d))
     edges = set(np.flatnonzero(edge_patches(seen.images[0])).tolist())
     assert kept(decision) == oracle.sp_vla_fixed(seen.mean_all_rows[-1].tolist(), edges, 256, rate)
+
+
+test_sp_vla_by_rate_equals_the_oracle, test_sp_vla_by_rate_equals_the_oracle_on_thousands = check_sp_vla_by_rate
 
 
 def test_sp_vla_meets_the_total_rate_until_edges_saturate():
@@ -98,9 +113,10 @@ def test_sp_vla_meets_the_total_rate_until_edges_saturate():
         assert images >= points
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.floats(0, 0.15), SEEDS, st.sampled_from([0, 1, 40]), st.floats(0, 0.9), st.floats(0, 1), st.booleans())
-def test_sp_vla_by_velocity_equals_the_oracle(metres, seed, n_3d, v_threshold, z_min, coarse):
+@oracle_tests(
+    60, 2000, st.floats(0, 0.15), SEEDS, st.sampled_from([0, 1, 40]), st.floats(0, 0.9), st.floats(0, 1), st.booleans()
+)
+def check_sp_vla_by_velocity(metres, seed, n_3d, v_threshold, z_min, coarse):
     seen = observables(seed, n_3d=n_3d, coarse=coarse, displacement_m=metres)
     config = SpVlaConfig(budget="velocity", v_threshold=v_threshold, z_min=z_min)
     decision, _ = decide("sp_vla", config, seen, Shape(256, n_3d))
@@ -111,6 +127,9 @@ def test_sp_vla_by_velocity_equals_the_oracle(metres, seed, n_3d, v_threshold, z
     assert decision.pruned == (expected is not None)
     if expected is not None:
         assert kept(decision) == expected
+
+
+test_sp_vla_by_velocity_equals_the_oracle, test_sp_vla_by_velocity_equals_on_thousands = check_sp_vla_by_velocity
 
 
 def test_sp_vla_leaves_the_first_step_alone():
@@ -145,8 +164,9 @@ def test_similarities_are_whole_numbers_and_the_order_of_adding_cannot_matter():
     assert not similarities(np.zeros((2, 3), np.float32)).any()
 
 
-@settings(max_examples=60, deadline=None)
-@given(
+@oracle_tests(
+    60,
+    2000,
     SEEDS,
     st.builds(
         VlaPrunerConfig,
@@ -159,7 +179,7 @@ def test_similarities_are_whole_numbers_and_the_order_of_adding_cannot_matter():
         decay=st.sampled_from([0.0, 0.8, 1.0]),
     ),
 )
-def test_vla_pruner_equals_the_oracle(seed, config):
+def check_vla_pruner(seed, config):
     n_2d, n_3d = 9, 8
     shape, state, history = Shape(n_2d, n_3d), None, []
     for step in range(1, 6):
@@ -178,6 +198,9 @@ def test_vla_pruner_equals_the_oracle(seed, config):
             passes = [(passes[0] + passes[1] + passes[2]) / 3]
         history += [{"image": p[:n_2d].tolist(), "point": p[n_2d:].tolist(), **now} for p in passes]
         history = history[-config.window :]
+
+
+test_vla_pruner_equals_the_oracle, test_vla_pruner_equals_the_oracle_on_thousands_of_inputs = check_vla_pruner
 
 
 @pytest.mark.parametrize(("layers", "layer"), [(32, 15), (8, 3), (4, 1), (1, 0)])

@@ -150,6 +150,54 @@ def test_episodes_order_and_threads_cannot_change_a_decision():
     assert {uid: decision_digest(each) for uid, each in decisions.items()} == alone
 
 
+BFLOAT16 = 2.0**-8
+"""Relative error of a float32 that is rounded to bfloat16, with room to spare."""
+
+
+def stored_as_bfloat16(scores):
+    """What scores are after they were stored with 8 significant bits; counts are stored whole."""
+    rounded = {}
+    for field in dataclasses.fields(scores):
+        values = getattr(scores, field.name)
+        if field.name != "points":
+            values = ((values.view(np.uint32) + 0x8000) & 0xFFFF0000).view(np.float32)
+        rounded[field.name] = values
+    return Scores(**rounded)
+
+
+def closest(decision, *names):
+    """(N,) the smallest distance to any of the thresholds that were tested."""
+    return np.nanmin([np.abs(decision.margins[name]) for name in names] + [np.full(256, np.inf)], axis=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, TAUS)
+def test_the_dtype_of_storage_changes_close_calls_alone(seed, taus):
+    options = {"tau_2d": taus[0], "tau_3d": taus[1], "object_2d_min": 0.5, "object_3d_max": 0.2}
+    scores, key = random_scores(seed), DecisionKey(0, 7, 1)
+    fine, _ = decide_episode(scores, TriStageConfig(**options), key, SHAPE)
+    coarse, _ = decide_episode(stored_as_bfloat16(scores), TriStageConfig(**options), key, SHAPE)
+    for one, other in zip(fine, coarse, strict=True):
+        flipped = one.s1 != other.s1  # a share m = f₃/(f₂ + f₃) moves by at most 2·ε·m·(1 - m), smoothed or not
+        assert (closest(one, "tau_2d", "tau_3d")[flipped] <= 0.6 * BFLOAT16).all()
+        same = one.cluster == other.cluster
+        flipped = same & (one.s2 != other.s2)  # a share and the mean of shares: twice 2·ε
+        assert (closest(one, "mu_2d", "mu_3d", "object_2d", "object_3d")[flipped] <= 4.2 * BFLOAT16).all()
+        assert not (flipped & (one.cluster == 0)).any()  # draws do not look at scores
+
+
+def test_close_calls_do_change():
+    flips = 0
+    for seed in range(20):
+        fine = random_scores(seed)
+        one, other = (
+            decide_episode(scores, TriStageConfig(), DecisionKey(0, 7, 1), SHAPE)[0]
+            for scores in (fine, stored_as_bfloat16(fine))
+        )
+        flips += sum(int((a.s1 != b.s1).sum() + (a.s2 != b.s2).sum()) for a, b in zip(one, other, strict=True))
+    assert flips > 10
+
+
 def test_seed_and_episode_change_the_draws():
     base = decision_digest(run(1, 7))
     assert base == decision_digest(run(1, 7))
