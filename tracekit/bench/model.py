@@ -270,7 +270,8 @@ class _Bench:
         layer = self.policy.backbone.layers[0]
         modules = [getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"]
         modules += [getattr(layer.mlp, f"{name}_proj") for name in ("gate", "up", "down")]
-        weights = [torch.rand_like(module.weight) for module in modules]
+        dtype = self.policy.backbone.dtype
+        weights = [torch.rand(module.weight.shape, device=self.device).to(dtype) for module in modules]
         inputs = [torch.rand(self.length, w.shape[1], device=self.device).to(w.dtype) for w in weights]
         numbers = sum(w.numel() for w in weights)
         cost = Cost(2.0 * self.length * numbers, float(numbers * self.item_bytes))
@@ -293,7 +294,6 @@ def _random_policy(config: MLAConfig, precision: Precision) -> MLA:
     """
     with torch.device("meta"):
         policy = MLA(config, IdTable({INSTRUCTION: TEXT_IDS}, tail_id=TAIL_ID))
-    policy.precision = precision
     for module in projections(policy):
         module.to(DTYPES[precision.dtype])
     policy.requires_grad_(False).to_empty(device=precision.device)
@@ -303,7 +303,7 @@ def _random_policy(config: MLAConfig, precision: Precision) -> MLA:
         parameter.uniform_(-bound, bound, generator=generator)
     for name, buffer in policy.named_buffers():
         buffer.fill_(1 if name.endswith("running_var") else 0)
-    return policy
+    return policy.cast(precision)
 
 
 def _observation(policy: MLA) -> Observation:

@@ -4,9 +4,14 @@ The release keeps float32 weights and runs under bfloat16 autocast, which casts 
 call. Here a projection casts its *input* to the dtype of its weights, so that weights stored once in bfloat16 give the
 same products and a denoise pass over a few rows does not read the model twice. Everything that is not a projection
 (norms, residual sums, positions) stays in float32.
+
+On a CPU a bfloat16 product first brings its weights into the order that the matrix unit reads, at every call. `pack`
+does that once, for good: the products keep their bits, and over a hundred rows take a tenth less.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +19,41 @@ from torch.nn import functional
 
 __all__ = ["BatchNorm", "LayerNorm", "Linear", "Mlp", "Pointwise", "RMSNorm", "StdNorm", "projections"]
 
+PACKED_FOR_ROWS = 256
+"""Rows that the packed order is chosen for; it serves others too."""
+
 
 class Linear(nn.Linear):
     """y = x·Wᵀ + b in the dtype of W; any leading dimensions."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        x = x.to(self.weight.dtype)
+        if self.weight.is_mkldnn:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # noqa: SLF001  # how torch's own compiler calls it
+            return product
+        return functional.linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        """Keep the weights in the order that a CPU's bfloat16 products read; elsewhere, and in float32, do nothing.
+
+        For inference only. They take no more room; `weight.to_dense()` gives the plain ones back.
+        """
+        plain = self.weight.detach()
+        if plain.dtype == torch.bfloat16 and plain.device.type == "cpu" and not plain.is_mkldnn and _packs():
+            packed = torch.ops.mkldnn._reorder_linear_weight(plain, PACKED_FOR_ROWS)  # noqa: SLF001  # as above
+            self.weight = nn.Parameter(packed, requires_grad=False)
+
+
+@cache
+def _packs() -> bool:
+    """Whether this build and this CPU have packed bfloat16 products."""
+    operators = torch.ops.mkldnn
+    named = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not all(hasattr(operators, name) for name in named):
+        return False
+    return bool(operators._is_mkldnn_bf16_supported())  # noqa: SLF001  # as above
 
 
 class Pointwise(nn.Module):

@@ -27,7 +27,7 @@ from tracekit.model.config import MLAConfig
 from tracekit.model.diffusion import alphas, ddim_step, ddim_timesteps
 from tracekit.model.embedders import ActionHead, NumberEmbedder, TimestepEmbedder
 from tracekit.model.image import ImagePosition, ImageProjector, ImageTower, pixels_of
-from tracekit.model.layers import projections
+from tracekit.model.layers import Linear, projections
 from tracekit.model.points import PointProjector, PointTower, group_points
 from tracekit.model.text import TextTokenizer
 from tracekit.observation import Observation
@@ -100,11 +100,19 @@ class MLA(nn.Module):
         if precision.dtype not in DTYPES:
             raise PolicyError(f"precision {precision.dtype!r}: not one of {', '.join(DTYPES)}; choose one of them")
         self._digest = weights_digest(self.state_dict())
+        return self.cast(precision)
+
+    def cast(self, precision: Precision) -> MLA:
+        """Move the policy, cast its projections, and pack those of the decoder; its identity is left open."""
         self.precision = precision
         self.requires_grad_(False)
         for module in projections(self):
             module.to(DTYPES[precision.dtype])
-        return self.to(precision.device)
+        self.to(precision.device)
+        for module in self.backbone.layers.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        return self
 
     @property
     def identity(self) -> PolicyIdentity:

@@ -7,6 +7,7 @@ from tests.release_double import encoders
 from tests.release_double.double import double_of, preprocess, scaled
 from tests.release_double.runs import make_inputs, observation_of
 from tracekit.model import MLA
+from tracekit.model.layers import Linear, _packs
 from tracekit.model.points import group_points
 from tracekit.policy import Precision
 
@@ -83,3 +84,42 @@ def test_rounded_distances_choose_other_neighbours_of_the_same_centres():
     for one, other in zip(exact, rounded, strict=True):
         assert torch.equal(one.centres, other.centres)
         assert (one.neighbours.sort(-1).values != other.neighbours.sort(-1).values).any(-1).float().mean() > 0.5
+
+
+packs = pytest.mark.skipif(not _packs(), reason="this CPU has no packed bfloat16 products")
+
+
+@packs
+@pytest.mark.parametrize("shape", [(1, 96), (4, 96), (119, 96), (3, 70, 96)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_products_keep_their_bits(shape, bias):
+    generator = torch.Generator().manual_seed(2)
+    plain, packed = (Linear(96, 160, bias=bias).to(torch.bfloat16).requires_grad_(False) for _ in range(2))
+    packed.load_state_dict(plain.state_dict())
+    packed.pack()
+    packed.pack()
+    assert packed.weight.is_mkldnn
+    assert torch.equal(packed.weight.to_dense(), plain.weight)
+    x = torch.randn(shape, generator=generator)
+    with torch.inference_mode():
+        assert torch.equal(packed(x), plain(x))
+        assert packed(x).shape == (*shape[:-1], 160)
+
+
+@packs
+def test_the_decoder_is_packed_in_bfloat16_alone():
+    exact, rounded = (release_policy().freeze(Precision(dtype)) for dtype in ("float32", "bfloat16"))
+    for policy, packed in ((exact, 0), (rounded, 7 * rounded.config.layers)):
+        assert sum(p.is_mkldnn for p in policy.parameters()) == packed
+        assert policy.identity == exact.identity
+
+
+@packs
+def test_packing_a_whole_decoder_changes_no_bit(monkeypatch):
+    inputs = make_inputs(3)
+    packed = release_policy(**WIDTHS).freeze(Precision("bfloat16"))
+    monkeypatch.setattr(Linear, "pack", lambda _self: None)
+    plain = release_policy(**WIDTHS).freeze(Precision("bfloat16"))
+    noise = torch.randn(plain.action_shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = first_pass(packed, inputs, noise), first_pass(plain, inputs, noise)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
