@@ -1,7 +1,8 @@
 """Prunes a policy that is not ours while it runs: rows are dropped after fusion, and the rest keep their positions.
 
 The masks come from the pruners that the engine uses, decided at the same places of the control step: with `observe =
-current`, pass 0 runs unpruned and is observed, the later passes are pruned; a pruner that observes nothing prunes all.
+current`, pass 0 runs unpruned and is observed, the later passes are pruned; with `lagged`, all are, by what the step
+before showed; a pruner that observes nothing prunes all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from recorders.attach_layout import layout_of
 from recorders.attach_passes import Feed, PassSeen, PassWatch, wrapped
 from recorders.pruned_rows import PrunedRows, PrunedStep
 from recorders.sites import find_sites, resolve
-from tracekit.capture import GROUPS, AttentionTap
+from tracekit.capture import GROUPS, AttentionTap, vocabulary_head
 from tracekit.config import Configuration
 from tracekit.engine import needed_capture, observables_of
 
@@ -50,6 +51,7 @@ class LivePruning:
         self._rows = PrunedRows(policy, found, config, views)
         self._backbone, self._views = resolve(policy, found.backbone), views
         self._config = config
+        self._head = vocabulary_head(policy) if "logits" in needed_capture(config).norms else None
         self.last: PrunedStep | None = None
         watch = PassWatch(policy, found, self)
         self._installed = ExitStack()
@@ -100,7 +102,8 @@ class LivePruning:
         positions = self._rows.place(seen)
         tap = None
         if self._rows.watches(seen):
-            tap = AttentionTap(self._backbone, layout_of(seen, self._views), GROUPS, needed_capture(self._config))
+            layout = layout_of(seen, self._views)
+            tap = AttentionTap(self._backbone, layout, GROUPS, needed_capture(self._config), self._head)
         return Feed(positions, tap, inject=seen.dropped) if tap is not None or seen.dropped else None
 
     def passed(self, seen: PassSeen) -> None:

@@ -16,9 +16,7 @@ from tracekit.errors import ConfigError, PolicyError
 from tracekit.policy import Precision
 from tracekit.pruning.naive import NaiveConfig
 from tracekit.pruning.scores import Reduction
-from tracekit.pruning.sp_vla import SpVlaConfig
 from tracekit.pruning.tri_stage_config import TriStageConfig
-from tracekit.pruning.vla_pruner import VlaPrunerConfig
 from tracekit.records import recorded_draws, recorded_observation
 from tracekit.store import Trace
 
@@ -168,26 +166,6 @@ def test_what_cannot_be_done_from_outside_is_refused(mla, config, message):
     with pytest.raises(ConfigError, match=message):
         recorders.prune_live(mla, config)
     assert fingerprint(mla) == before
-
-
-def test_a_policy_without_points_has_no_sampling_start_to_pin(mla):
-    """What prunes inside the network, or by the camera's image, is refused by name."""
-    mla.vlm.get_fused_tokens = lambda images, _cloud: (
-        torch.cat([torch.stack(mla.vlm.encode_images(images)), torch.zeros(1, 1, 32)], 1),
-        *(None,) * 5,
-    )
-    del mla.vlm.projector_3d, mla.vlm.vision_tower_3d
-    pinned = ReuseConfig(fps="pinned")
-    with pytest.raises(ConfigError, match="needs images, which are not seen from outside"):
-        recorders.prune_live(mla, Configuration(kind="sp_vla", pruner=SpVlaConfig(), reuse=pinned))
-    with pytest.raises(ConfigError, match="'vla_pruner' acts inside the network"):
-        recorders.prune_live(mla, Configuration(kind="vla_pruner", pruner=VlaPrunerConfig(), reuse=pinned))
-    config = Configuration(kind="naive", pruner=NaiveConfig(rate=0.5, modalities="2d"), reuse=pinned)
-    with recorders.prune_live(mla, config) as pruning:
-        pruning.reset(UID)
-        mla.predict_action_diff(**make_inputs())
-    assert pruning.last.kept.shape[1] == 256
-    assert set(pruning.last.kept.sum(1).tolist()) == {128}
 
 
 def test_a_policy_without_fusion_is_refused(mla):
