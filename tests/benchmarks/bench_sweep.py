@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -109,6 +109,32 @@ def with_reductions(trace: Path, out: Path, layers: tuple[tuple[int, ...], ...])
     return out
 
 
+MEMORY = """
+import json, resource, sys
+import tests.small
+from replay.sweep import grid_of, sweep
+from tests.benchmarks.bench_sweep import CLUSTERING, THRESHOLDS
+
+trace, out, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+table = {"name": "grown", "kind": "random", "count": count, "axes": {**THRESHOLDS, **CLUSTERING}}
+found = sweep([trace], grid_of(table, "bench"), out)
+data = found.to_json()
+mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"cells": data["cells"], "steps_per_second": data["steps_per_second"], "peak_mb": mb}))
+"""
+
+
+def memory(trace: Path, folder: Path, cells: int) -> list[dict[str, Any]]:
+    """Peak memory of a process that sweeps a hundredth of `cells`, and all of them: what a grid's size costs."""
+    found = []
+    for size in (cells // 100, cells):
+        count = str(size // len(EPISODES))
+        command = [sys.executable, "-c", MEMORY, str(trace), str(folder / f"grown-{size}"), count]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        found.append(json.loads(done.stdout))
+    return found
+
+
 def figures(found: SweepResult) -> dict[str, Any]:
     data = found.to_json()
     return {
@@ -133,7 +159,7 @@ def equal_digests(found: SweepResult, digests: dict[tuple[str, str], str]) -> bo
     return all(known[key] == digest for key, digest in digests.items())
 
 
-def measure(folder: Path, count: int, processes: int) -> dict[str, Any]:
+def measure(folder: Path, count: int, processes: int, cells: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     trace = record_trace(folder / "trace", make_policy(), EPISODES)
     grid = half_and_half(count)
@@ -162,8 +188,7 @@ def measure(folder: Path, count: int, processes: int) -> dict[str, Any]:
         "sweep_over_loop": ratios[1],
         "digests_equal": all(equal_digests(found, digests) for found, _ in rounds),
         "reductions": figures(reductions),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "peak_mb_of_processes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "memory": memory(trace, folder, cells) if cells else [],
     }
 
 
@@ -172,9 +197,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--configurations", type=int, default=8192)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--cells", type=int, default=100_000, help="of the sweep whose memory is measured; 0 for none")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(Path(folder), arguments.configurations, arguments.processes)
+        results = measure(Path(folder), arguments.configurations, arguments.processes, arguments.cells)
     if arguments.json:
         json.dump(results, sys.stdout)
         return

@@ -171,5 +171,6 @@ def test_the_wheel_installs_four_names_and_no_test(tmp_path):
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
     assert not [name for name in names if "test" in name.rsplit("/", 1)[-1] and not name.startswith("tracekit/testing")]
     assert "tracekit/presets/default.toml" in names
+    assert {"replay/grids/fig7.toml", "tracekit/samples/sample.zarr/zarr.json"} <= set(names)
     assert "tracekit/py.typed" in names
     assert "tracekit = tracekit.cli:main" in entry_points

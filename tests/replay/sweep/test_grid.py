@@ -54,6 +54,13 @@ def test_the_paper_s_figure_is_in_the_package():
     assert len({config.digest for config in configs}) == len(configs) == 21
 
 
+def test_the_ranking_s_configurations_differ_and_reuse_alike():
+    configs = [config for _, config in load_grid("rank").configurations()]
+    assert len({config.digest for config in configs}) == len(configs) >= 12
+    assert {config.reuse for config in configs} == {load_config("default-prefix-kv").reuse}
+    assert len({config.name for config in configs}) == len(configs)
+
+
 def test_a_random_configuration_depends_on_its_number_alone():
     axes = {
         "pruner.beta": {"low": 0.5, "high": 0.9},
@@ -179,7 +186,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(table, words):
 
 
 def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no such file or grid; grids: fig7"):
+    with pytest.raises(ConfigError, match="no such file or grid; grids: fig7, rank"):
         load_grid(tmp_path / "nowhere.toml")
     (tmp_path / "broken.toml").write_text("[axes\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
