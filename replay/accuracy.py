@@ -10,7 +10,7 @@ import numpy as np
 
 from replay.source import RecordedEpisode, RecordedStep
 from tracekit.config import Configuration
-from tracekit.engine import Controller, StepOptions, StepResult
+from tracekit.engine import Beside, Controller, StepOptions, StepResult
 from tracekit.errors import TracekitError
 from tracekit.policy import Policy
 
@@ -75,12 +75,14 @@ def replay_episode(
     index: tuple[int, int] = (0, 0),
     *,
     recorded_pinned: bool = False,
+    beside: Beside | None = None,
 ) -> EpisodeReplay:
     """Replay all steps of `episode` under `config`; `advance` is called after each. `index`: see `Controller.reset`.
 
-    `recorded_pinned`: whether the recorded run pinned the FPS starts of every pass to those of pass 0.
+    `recorded_pinned`: whether the recorded run pinned the FPS starts of every pass to those of pass 0. `beside`: see
+    `tracekit.engine.StepOptions`.
     """
-    controller = Controller(policy, config, StepOptions(encoded="digest"))
+    controller = Controller(policy, config, StepOptions(encoded="digest", beside=beside))
     controller.reset(episode.info.uid, index=index)
     steps: list[StepReplay] = []
     for recorded in episode.steps(config, shown=config.observe.feedback == "recorded"):

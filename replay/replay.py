@@ -8,10 +8,11 @@ from pathlib import Path
 from replay.accuracy import EpisodeReplay, replay_episode
 from replay.references import References
 from replay.results import ReplayResult
-from replay.source import TraceSource
+from replay.source import RecordedEpisode, TraceSource
 from replay.summary import Speedup, Summary, speedup, summarise
 from replay.timing import TimingOptions, VariantTiming, sample_of, time_variants
 from tracekit.config import ACROSS_STEPS, Configuration, load_config
+from tracekit.engine import Beside, run_together
 from tracekit.errors import ConfigError
 from tracekit.policy import Policy, Precision
 
@@ -69,7 +70,9 @@ class Replay:
         steps = sum(map(len, self._episodes)) * len({config.digest for config in needed} - self._done.keys())
         report = _Counter(self._progress, "replaying", steps)
         for config in needed:
-            self._accuracy(config, report)
+            if config.execution.mode == "latency":
+                self._accuracy(config, report)
+        self._together([config for config in needed if config.execution.mode == "throughput"], report)
         timings = self._time(resolved, timing) if timing is not None else {}
         return ReplayResult.of(
             self.source,
@@ -85,17 +88,37 @@ class Replay:
 
     def _accuracy(self, config: Configuration, report: _Counter) -> None:
         if config.digest not in self._done:
-            policy = self._policy(config)
-            number = len(self._done)
-            pinned = self.source.execution["reuse"]["fps"] == "pinned"
-            self._done[config.digest] = tuple(
-                replay_episode(policy, config, episode, report.advance, (number, index), recorded_pinned=pinned)
-                for index, episode in enumerate(self._episodes)
+            jobs = self._jobs(config, len(self._done), report)
+            self._done[config.digest] = tuple(job(None) for job in jobs)
+
+    def _together(self, configs: Sequence[Configuration], report: _Counter) -> None:
+        """Every episode under every one of `configs` side by side, as many at once as share a precision."""
+        missing = {config.digest: config for config in configs if config.digest not in self._done}
+        for execution in {config.execution for config in missing.values()}:
+            own = [config for config in missing.values() if config.execution == execution]
+            jobs = [job for config in own for job in self._jobs(config, len(self._done) + own.index(config), report)]
+            found = iter(run_together(self._policy(own[0]), jobs, execution))
+            for config in own:
+                self._done[config.digest] = tuple(next(found) for _ in self._episodes)
+
+    def _jobs(
+        self, config: Configuration, number: int, report: _Counter
+    ) -> list[Callable[[Beside | None], EpisodeReplay]]:
+        """The replay of every episode; `number` of the configuration in this run, for the NVTX ranges."""
+        policy, pinned = self._policy(config), self.source.execution["reuse"]["fps"] == "pinned"
+
+        def job(index: int, episode: RecordedEpisode) -> Callable[[Beside | None], EpisodeReplay]:
+            return lambda beside: replay_episode(
+                policy, config, episode, report.advance, (number, index), recorded_pinned=pinned, beside=beside
             )
+
+        return [job(index, episode) for index, episode in enumerate(self._episodes)]
 
     def _time(self, configs: Sequence[Configuration], options: TimingOptions) -> dict[str, VariantTiming]:
         variants = {}
         for config in configs:
+            if config.execution.mode == "throughput":
+                continue  # several steps at once: no step has a time of its own
             for variant in References.of(config).timed_for(config):
                 # an unpruned reference has no memory, so any pass over the same steps can stand in for its own
                 steps = self._done[variant.digest if variant.digest in self._done else config.digest]
@@ -108,7 +131,7 @@ class Replay:
     def _summary(self, config: Configuration, timings: dict[str, VariantTiming]) -> Summary:
         references = References.of(config)
         factors: Speedup | None = None
-        if timings:
+        if config.digest in timings:
             full, encoders, reuse, every, own = (timings[item.digest] for item in references.timed_for(config))
             factors = speedup(own, full, encoders, reuse, every if config.reuse.kind in ACROSS_STEPS else None)
         return summarise(

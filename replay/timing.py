@@ -129,7 +129,7 @@ def time_variants(
     stages: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in variants}
     for round_index in range(options.rounds):
         names = list(variants)
-        shift = round_index % len(names)
+        shift = round_index % max(1, len(names))
         for name in names[shift:] + names[:shift]:
             policy, config, episodes = variants[name]
             number = names.index(name)

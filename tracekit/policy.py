@@ -6,7 +6,7 @@ are unbatched: one control step is one sequence of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,7 +20,17 @@ from tracekit.errors import PolicyError
 from tracekit.layout import PatchAlignment, TokenLayout
 from tracekit.observation import Observation
 
-__all__ = ["Cache", "Policy", "PolicyIdentity", "Precision", "Prefix", "Tokens", "load_policy", "register_policy"]
+__all__ = [
+    "Cache",
+    "Policy",
+    "PolicyIdentity",
+    "Precision",
+    "Prefix",
+    "Together",
+    "Tokens",
+    "load_policy",
+    "register_policy",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,20 @@ class Policy(Protocol):
 
     def read_out(self, sample: Tensor) -> Tensor:
         """The action to execute, (T, A) float64 in units of `action_spec`: clipped, gripper decided, un-normalised."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """What a policy offers beyond `Policy` for `execution.mode = "throughput"`."""
+
+    def forward_together(
+        self, rows: Sequence[Tensor], positions: Sequence[Tensor], caches: Sequence[Cache | None]
+    ) -> list[Tensor]:
+        """`Policy.forward` for several control steps at once, equal to one at a time up to rounding.
+
+        One entry each per step: rows (n, D), positions (n,) int64, a cache of its own or none.
+        """
         ...
 
 

@@ -3,12 +3,15 @@
 from tracekit.engine.controller import Controller
 from tracekit.engine.deciding import Decider, keep_everything, observed_when, pruner_state, reduced
 from tracekit.engine.draws import StepDraws, draw
+from tracekit.engine.forward import Beside
 from tracekit.engine.observing import needed_capture, observables_of, spread_attention, translation_m
 from tracekit.engine.result import PassRecord, StepResult
 from tracekit.engine.step import StepOptions, control_step, decision_shape
 from tracekit.engine.threads import execution_threads
+from tracekit.engine.together import run_together
 
 __all__ = [
+    "Beside",
     "Controller",
     "Decider",
     "PassRecord",
@@ -25,6 +28,7 @@ __all__ = [
     "observed_when",
     "pruner_state",
     "reduced",
+    "run_together",
     "spread_attention",
     "translation_m",
 ]

@@ -22,9 +22,11 @@ from tracekit.layout import TokenLayout
 from tracekit.policy import Cache, Policy, Prefix
 from tracekit.profiling import Stage, StageClock
 
-__all__ = ["CachedForward", "Dropping", "FullForward", "Inside", "PassForward", "invariant_rows"]
+__all__ = ["Beside", "CachedForward", "Dropping", "FullForward", "Inside", "PassForward", "invariant_rows"]
 
 Mask = npt.NDArray[np.bool_]
+Beside = Callable[[Tensor, Tensor, Cache | None], Tensor]
+"""`Policy.forward`, computed together with the calls of other control steps; see `tracekit.engine.together`."""
 
 
 def invariant_rows(rows: int) -> int:
@@ -70,8 +72,16 @@ class PassForward(ABC):
     allocates nothing that grows with the prefix.
     """
 
-    def __init__(self, policy: Policy, layout: TokenLayout, clock: StageClock, dropping: Dropping) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        layout: TokenLayout,
+        clock: StageClock,
+        dropping: Dropping,
+        beside: Beside | None = None,
+    ) -> None:
         self._policy = policy
+        self._beside = beside
         self._clock = clock
         self._dropping = dropping
         action = layout.span("action")
@@ -142,6 +152,8 @@ class PassForward(ABC):
         if blocks is not None:
             options["blocks"] = blocks
         watching = [tap for tap in taps if tap is not None]
+        if self._beside is not None and not watching and not options:
+            return self._beside(rows, positions, cache)
         before = sum(tap.elapsed_ns for tap in watching)
         with ExitStack() as announced:
             for tap in watching:
@@ -226,8 +238,15 @@ class CachedForward(PassForward):
     Rows that are kept otherwise later prefill anew (`kv = reprefill`) or are cut out of the cache (`kv = drop`).
     """
 
-    def __init__(self, policy: Policy, layout: TokenLayout, clock: StageClock, dropping: Dropping) -> None:
-        super().__init__(policy, layout, clock, dropping)
+    def __init__(
+        self,
+        policy: Policy,
+        layout: TokenLayout,
+        clock: StageClock,
+        dropping: Dropping,
+        beside: Beside | None = None,
+    ) -> None:
+        super().__init__(policy, layout, clock, dropping, beside)
         used = self._action.stop  # the tail token after the action is inert: nothing attends to it
         self._used = used
         start = layout.prefix_length

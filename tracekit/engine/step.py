@@ -18,7 +18,7 @@ from tracekit.config import Configuration
 from tracekit.engine.deciding import Decider, Seen, reduced
 from tracekit.engine.draws import StepDraws
 from tracekit.engine.fitting import dropping_of
-from tracekit.engine.forward import CachedForward, FullForward, PassForward
+from tracekit.engine.forward import Beside, CachedForward, FullForward, PassForward
 from tracekit.engine.inside import InsideDecision
 from tracekit.engine.observing import needed_capture, observables_of
 from tracekit.engine.result import PassRecord, StepResult
@@ -33,10 +33,14 @@ __all__ = ["StepOptions", "control_step", "decision_shape"]
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """What a caller wants beside the action: observables to record, and the encoders' outputs or just their digests."""
+    """What a caller wants beside the action: observables to record, and the encoders' outputs or just their digests.
+
+    `beside`: computes a forward call that nobody watches, together with those of other control steps.
+    """
 
     capture: CaptureSpec | None = None
     encoded: Literal["none", "digest", "rows"] = "none"
+    beside: Beside | None = None
 
 
 @torch.inference_mode()
@@ -102,7 +106,7 @@ class _Step:
         decider = Decider(self.config, self.key, self.shape, memory, recorded, self.clock.stage)
         dropping = dropping_of(self.policy, self.config)
         kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
-        forward: PassForward = kind(self.policy, layout, self.clock, dropping)
+        forward: PassForward = kind(self.policy, layout, self.clock, dropping, self.options.beside)
         first = self._encode(0)
         decision = decider.before(_followed(first))
         sample = torch.from_numpy(self.draws.noise.copy())

@@ -6,6 +6,7 @@ finds `layers[i].self_attn.{q,k,v,o}_proj` and `norm` by structure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -121,6 +122,31 @@ class Attention(nn.Module):
         query = rotate(self._heads(self.q_proj(x)), cos, sin)
         key = rotate(self._heads(self.k_proj(x)), cos, sin)
         value = self._heads(self.v_proj(x))
+        projected: Tensor = self.o_proj(self._mix(query, key, value, cache, mask).reshape(x.shape))
+        return projected
+
+    def together(
+        self,
+        x: Tensor,
+        sizes: Sequence[int],
+        position_embeddings: tuple[Tensor, Tensor],
+        caches: Sequence[LayerCache | None],
+    ) -> Tensor:
+        """(Σn, hidden) -> (Σn, hidden): sequences of `sizes` rows over caches of their own; products are shared."""
+        cos, sin = position_embeddings
+        lengths = list(sizes)
+        query = torch.split(rotate(self._heads(self.q_proj(x)), cos, sin), lengths, -2)
+        key = torch.split(rotate(self._heads(self.k_proj(x)), cos, sin), lengths, -2)
+        value = torch.split(self._heads(self.v_proj(x)), lengths, -2)
+        mixed = [
+            self._mix(q, k, v, cache, None).reshape(size, -1)
+            for q, k, v, cache, size in zip(query, key, value, caches, sizes, strict=True)
+        ]
+        projected: Tensor = self.o_proj(torch.cat(mixed))
+        return projected
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache | None, mask: Tensor | None) -> Tensor:
+        """(..., heads, n, head_dim) each -> (B, n, heads, head_dim): what the rows take from all keys they may see."""
         held = 0
         if cache is not None:
             held = cache.length
@@ -130,13 +156,12 @@ class Attention(nn.Module):
             value = value.repeat_interleave(self.heads // self.kv_heads, -3)
         rows = query.shape[-2]
         if mask is None and held and rows > 1:
-            mask = _causal_over(held, rows, x.device)
+            mask = _causal_over(held, rows, query.device)
         causal = mask is None and held == 0
         mixed = functional.scaled_dot_product_attention(
             _batched(query), _batched(key), _batched(value), attn_mask=mask, is_causal=causal
         )
-        projected: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(x.shape))
-        return projected
+        return mixed.transpose(1, 2)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., n, heads·head_dim) -> (..., heads, n, head_dim)."""
@@ -255,6 +280,22 @@ class Backbone(nn.Module):
             return rows
         hidden: Tensor = self.norm(rows)
         return hidden
+
+    def together(
+        self, rows: Sequence[Tensor], positions: Sequence[Tensor], caches: Sequence[KVCache | None]
+    ) -> list[Tensor]:
+        """`forward` for several sequences at once, each with a cache of its own or none: the products are shared.
+
+        Equal to one at a time up to rounding, which depends on the number of rows in a product.
+        """
+        sizes = [len(one) for one in rows]
+        states, position_embeddings = torch.cat(list(rows)), self.rope(torch.cat(list(positions)))
+        for i in range(len(self.layers)):
+            layer: DecoderLayer = self.layers[i]  # type: ignore[assignment]  # the list holds nothing else
+            held = [None if cache is None else cache.layers[i] for cache in caches]
+            states = states + layer.self_attn.together(layer.input_layernorm(states), sizes, position_embeddings, held)
+            states = states + layer.mlp(layer.post_attention_layernorm(states))
+        return list(torch.split(self.norm(states), sizes))
 
 
 class CausalLM(nn.Module):

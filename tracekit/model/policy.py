@@ -7,7 +7,7 @@ Everything here is differentiable; switching gradients off is the caller's busin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -90,6 +90,7 @@ class MLA(nn.Module):
         self.llm_backbone = _LanguageModel(CausalLM(decoder, config.vocab_size, hidden))
         self._timesteps = ddim_timesteps(config.ddim_steps)
         self._digest: str | None = None
+        self._constant_rows: dict[int, tuple[Tensor, Tensor]] = {}
         self.eval()
 
     def freeze(self, precision: Precision) -> MLA:
@@ -104,6 +105,7 @@ class MLA(nn.Module):
 
     def cast(self, precision: Precision) -> MLA:
         """Move the policy, cast its projections, and pack those of the decoder; its identity is left open."""
+        self._constant_rows.clear()
         self.precision = precision
         self.requires_grad_(False)
         for module in projections(self):
@@ -250,8 +252,19 @@ class MLA(nn.Module):
             raise PolicyError(
                 f"noisy action has shape {tuple(sample.shape)}, the policy's is {self.action_shape}; pass that"
             )
-        timestep = torch.tensor([self._timesteps[step]], device=self.device)
-        return self.tail_rows(sample.to(self.device).clone()[None], timestep)[0]
+        action = self.x_embedder(self._rounded(sample.to(self.device).clone()[None]))[0]
+        timestep, tail = self._constant_tail(step)
+        return torch.cat([timestep, action.float(), tail])
+
+    def _constant_tail(self, step: int) -> tuple[Tensor, Tensor]:
+        """(1, D) float32 rows of the timestep of pass `step` and of the tail token: kept once the weights are fixed."""
+        if step in self._constant_rows:
+            return self._constant_rows[step]
+        timestep = self.t_embedder(torch.tensor([self._timesteps[step]], device=self.device)).float()
+        tail = self.backbone.embed_tokens(torch.tensor([self.tokenizer.tail_id], device=self.device)).float()
+        if not any(parameter.requires_grad for parameter in self.t_embedder.parameters()):
+            self._constant_rows[step] = timestep, tail
+        return timestep, tail
 
     def tail_rows(self, samples: Tensor, timesteps: Tensor) -> Tensor:
         """(B, 1 + T + 1, D) float32 rows for noisy actions `samples` (B, T, A) at diffusion steps `timesteps` (B,)."""
@@ -282,6 +295,13 @@ class MLA(nn.Module):
         held = cast("KVCache | None", cache)
         hidden: Tensor = self.backbone(rows, positions.to(rows.device), held, visible, blocks)
         return hidden
+
+    def forward_together(
+        self, rows: Sequence[Tensor], positions: Sequence[Tensor], caches: Sequence[Cache | None]
+    ) -> list[Tensor]:
+        """`forward` for several control steps at once; see `tracekit.policy.Together`."""
+        places = [where.to(one.device) for where, one in zip(positions, rows, strict=True)]
+        return self.backbone.together(rows, places, cast("Sequence[KVCache | None]", caches))
 
     def read_noise(self, hidden: Tensor) -> Tensor:
         """Predicted noise (T, A) float32 from the final hidden states (T, D) of the action rows."""
