@@ -196,6 +196,9 @@ def _read_golden(directory: Path) -> Arrays:
     missing = sorted(name for name in needed if name not in golden or not golden[name].size)
     if missing:
         raise PolicyError(f"{path}: lacks the inputs {', '.join(missing)}; restore the file")
+    strange = sorted(name for name in {*golden} & (INPUTS | OUTPUTS) if golden[name].dtype.kind not in "biuf")
+    if strange:
+        raise PolicyError(f"{path}: {', '.join(strange)} hold no numbers; restore the file")
     return golden
 
 

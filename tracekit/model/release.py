@@ -132,7 +132,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: not an archive of tensors alone, so it is not loaded; save {{'model': state dicts}} with torch"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, lzma.LZMAError, SafetensorError) as error:
-        reason = str(error).split("\n", 1)[0]
+        reason = re.split(r"\n|\. ", str(error), maxsplit=1)[0]
         raise PolicyError(f"{path}: damaged or cut off ({reason}); copy the checkpoint again") from error
     modules = loaded.get("model") if isinstance(loaded, Mapping) else None
     if not isinstance(modules, Mapping) or not all(isinstance(state, Mapping) for state in modules.values()):
@@ -254,8 +254,9 @@ def _foreign_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a golden.json or the release's own config.json spells in its own way."""
     flat = {**data, **data["vla"]} if isinstance(data.get("vla"), Mapping) else dict(data)
     settings = {key: flat[key] for key in ("heads", "rms_norm_eps", "rope_theta", "ddim_steps") if key in flat}
-    if "future_action_window_size" in flat:
-        settings["action_window"] = int(flat["future_action_window_size"]) + 1
+    following = flat.get("future_action_window_size")
+    if following is not None:
+        settings["action_window"] = following + 1 if isinstance(following, int) else following  # refused by its kind
     return settings
 
 

@@ -106,6 +106,7 @@ def edit_golden(folder, **changes):
     [
         ({"image": None}, "lacks the inputs image"),
         ({"state": np.zeros(0)}, "lacks the inputs state"),
+        ({"state": np.array(["a"] * 7)}, "state hold no numbers"),
         ({"pruned_keep": None}, "lacks the inputs pruned_keep"),
         ({"pruned_keep": np.ones(7, bool)}, r"pruned_keep marks 7 rows of a sequence of \d+"),
         (

@@ -163,6 +163,15 @@ def test_sources_are_asked_in_order(run):
     assert found == {"heads": 4, "rms_norm_eps": 1e-3, "rope_theta": 10000.0, "action_window": 7, "ddim_steps": 9}
 
 
+@pytest.mark.parametrize("window", ["x", 1.5, [2]])
+def test_a_window_that_is_no_number_is_refused(run, window):
+    (run / "tracekit.json").write_text(json.dumps({k: v for k, v in SIDECAR.items() if k != "action_window"}))
+    (run / "config.json").write_text(json.dumps({"vla": {"future_action_window_size": window}}))
+    assert "action_window = " in refusal(run)
+    (run / "config.json").write_text(json.dumps({"vla": {"future_action_window_size": None}}))
+    assert "do not say action_window;" in refusal(run)
+
+
 def test_only_the_7b_width_has_values_of_its_own():
     from tracekit.model.release import _settings
 
