@@ -158,26 +158,16 @@ def _kept_tokens(episode: Episode) -> npt.NDArray[np.float64]:
 
 
 def _classes(episode: Episode, recording: Episode, last: int = -1) -> npt.NDArray[np.uint8]:
-    """(steps, 256) mask classes of the front view; a rule about point tokens keeps a patch's points if any is kept."""
-    keep_2d = episode.read("decision/mask_2d")[:, :PATCHES_PER_VIEW]
-    if "decision/mask_3d" in episode:
-        return mask_classes(keep_2d, episode.read("decision/mask_3d")[:, :PATCHES_PER_VIEW])
-    n_2d = episode.read("decision/mask_2d").shape[1]
-    return mask_classes(keep_2d, _patches_of(episode.read("decision/kept")[:, -1, n_2d:], recording, last))
+    """(steps, 256) mask classes of the front view in the last pass, whatever the rule; 3D: a point token is kept."""
+    keep_2d = episode.read("decision/mask_2d")
+    of_points = _patches_of(episode.read("decision/kept")[:, -1, keep_2d.shape[1] :], recording, last)
+    return mask_classes(keep_2d[:, :PATCHES_PER_VIEW], of_points)
 
 
 def _stage_classes(row: StageMasks, recording: Episode, last: int) -> npt.NDArray[np.uint8]:
     """As `_classes`, of what a set of stages decides."""
-    of_points = _patches_of(row.kept_3d, recording, last)
-    return np.stack(
-        [
-            mask_classes(
-                decision.keep_2d[:PATCHES_PER_VIEW],
-                keep_3d if decision.keep_3d_patches is None else decision.keep_3d_patches[:PATCHES_PER_VIEW],
-            )
-            for decision, keep_3d in zip(row.decisions, of_points, strict=True)
-        ]
-    )
+    keep_2d = np.stack([decision.keep_2d[:PATCHES_PER_VIEW] for decision in row.decisions])
+    return mask_classes(keep_2d, _patches_of(row.kept_3d, recording, last))
 
 
 def _patches_of(kept: npt.NDArray[np.bool_], recording: Episode, last: int) -> npt.NDArray[np.bool_]:

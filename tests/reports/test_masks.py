@@ -33,13 +33,15 @@ def test_classes_are_the_four_combinations():
     assert found.dtype == np.uint8
 
 
-def test_classes_of_a_patch_rule_are_its_masks(result, saved, small_trace):
+def test_a_patch_rule_keeps_points_where_there_are_any(result, saved, small_trace):
     stored = dict(SavedReplay(saved).episodes("tri_stage"))["close_box-7"]
-    found = reports.masks._classes(stored, Trace.open(small_trace).episode("close_box-7"))
-    for classes, step in zip(found, result.episodes["tri_stage"][0].steps, strict=True):
-        decision = step.result.decision
-        np.testing.assert_array_equal(classes, decision.keep_2d + 2 * decision.keep_3d_patches)
-    assert (found[0] == 3).all()  # cold start
+    recording = Trace.open(small_trace).episode("close_box-7")
+    found = reports.masks._classes(stored, recording)
+    patches = recording.read(keys.POINT_PATCH)[:, -1]
+    for classes, step, patch in zip(found, result.episodes["tri_stage"][0].steps, patches, strict=True):
+        decision, owned = step.result.decision, np.isin(np.arange(256), patch)
+        np.testing.assert_array_equal(classes, decision.keep_2d + 2 * (decision.keep_3d_patches & owned))
+    assert set(np.unique(found[0])) == {1, 3}  # cold start: a patch without points keeps its image token alone
     assert set(np.unique(found)) >= {0, 1, 3}
 
 
