@@ -2,7 +2,8 @@
 
 In one dimension the optimal clusters are intervals. With S and n the sum and size of a cluster, the cost is
 Σv² − ΣS²/n, so the best cuts maximise ΣS²/n. The best lower cut never moves left when a prefix grows (the cost is
-Monge), which is what the search over halving strides uses. Values are fixed-point integers (see `fixed_point`),
+Monge), which is what the search over halving strides uses; stretches of the upper cut are left out where even a cluster
+for each of their values would not do as well as what is known. Values are fixed-point integers (see `fixed_point`),
 objectives are compared in float64 where they are clearly apart, and as exact fractions where they are not. So equal
 values always share a cluster, equal costs are recognised, and of those the lowest cuts win.
 """
@@ -24,6 +25,9 @@ Doubles = npt.NDArray[np.float64]
 
 _CLEARLY_APART = 2.0**-46
 """Relative difference beyond which two objectives, each within 2⁻⁴⁹ of its true value, cannot be equal."""
+
+_HOPELESS = 1 - 2.0**-20
+"""Factor below the best objective at which a bound on others rules them out, whatever rounding did to either."""
 
 _DIGIT = 31
 _MASK = (1 << _DIGIT) - 1
@@ -77,7 +81,11 @@ def partition(
         sums[count] += value - lowest
         sizes[count] += 1
     found = min(clusters, count)
-    first, second = _cuts(sums[: count + 1], sizes[: count + 1], found)
+    squares = np.zeros(count + 1)
+    for index in range(count):
+        value = float(distinct[index] - lowest)
+        squares[index + 1] = squares[index] + value * value * (sizes[index + 1] - sizes[index])
+    first, second = _cuts(sums[: count + 1], sizes[: count + 1], squares, found)
     for index in range(values.size):
         above_first = first < count and whole[index] >= distinct[first]
         above_second = second < count and whole[index] >= distinct[second]
@@ -91,10 +99,11 @@ def partition(
 
 
 @compiled
-def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
+def _cuts(sums: Integers, sizes: Integers, squares: Doubles, clusters: int) -> tuple[int, int]:
     """The best (first, second) with clusters [0, first), [first, second), [second, count) of the distinct values.
 
-    `sums`, `sizes`: (count + 1,) over the first so many distinct values. With fewer clusters the last ones are empty.
+    `sums`, `sizes`, `squares`: (count + 1,) over the first so many distinct values. With fewer clusters the last ones
+    are empty.
     """
     count = sums.size - 1
     if clusters == 1:
@@ -107,21 +116,31 @@ def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
         below[first] = float(sums[first]) * float(sums[first]) * inverse[sizes[first]]
     if clusters == 2:
         return _best_first(sums, sizes, inverse, below, count, 1, count - 1)[0], count
-    lower = np.ones(count + 1, np.int64)  # best first cut of every prefix, and what it attains
+    lower = np.ones(count + 1, np.int64)  # best first cut of every prefix that is looked at, and what it attains
     attained = np.zeros(count + 1)
+    known = np.zeros(count + 1, np.bool_)
+    most = 0.0  # the best objective so far
     stride = 1
     while 2 * stride <= count:
         stride *= 2
     while stride:
         for prefix in range(stride, count, 2 * stride):
-            if prefix >= 2:
-                high = lower[prefix + stride] if prefix + stride < count else prefix - 1
-                lower[prefix], attained[prefix] = _best_first(
-                    sums, sizes, inverse, below, prefix, lower[prefix - stride], min(high, prefix - 1)
-                )
+            start, stop = prefix - stride, min(prefix + stride, count)
+            if prefix < 2 or _at_most(sums, sizes, squares, inverse, attained[start], start, stop) < most * _HOPELESS:
+                continue
+            low = lower[start] if known[start] else 1
+            high = lower[stop] if known[stop] else prefix - 1
+            lower[prefix], attained[prefix] = _best_first(
+                sums, sizes, inverse, below, prefix, low, min(high, prefix - 1)
+            )
+            known[prefix] = True
+            rest = float(sums[count] - sums[prefix])
+            most = max(most, attained[prefix] + rest * rest * inverse[sizes[count] - sizes[prefix]])
         stride //= 2
     best, at_least, clearly = 2, -1.0, -1.0
     for second in range(2, count):
+        if not known[second]:
+            continue
         rest = float(sums[count] - sums[second])
         value = attained[second] + rest * rest * inverse[sizes[count] - sizes[second]]
         if value >= at_least and (
@@ -129,6 +148,16 @@ def _cuts(sums: Integers, sizes: Integers, clusters: int) -> tuple[int, int]:
         ):
             best, at_least, clearly = second, value * (1 - _CLEARLY_APART), value * (1 + _CLEARLY_APART)
     return lower[best], best
+
+
+@compiled
+def _at_most(
+    sums: Integers, sizes: Integers, squares: Doubles, inverse: Doubles, attained: float, start: int, stop: int
+) -> float:
+    """No second cut between `start` and `stop` has a greater objective: theirs if all values between were clusters."""
+    count = sums.size - 1
+    rest = float(sums[count] - sums[stop])
+    return float(attained + (squares[stop] - squares[start]) + rest * rest * inverse[sizes[count] - sizes[stop]])
 
 
 @compiled

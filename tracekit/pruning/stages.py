@@ -41,20 +41,14 @@ def background_draws(seed: np.uint64, episode_uid: np.uint64, step: int, draws: 
 @compiled
 def stage1(rule: Rule, held: Held, tau_2d: float, tau_3d: float, out: Outcome) -> None:
     """S1 per patch: {2D} if M̂_3D^S1 < τ_2D, {3D} if it is > τ_3D, else both; {2D} for a policy without points."""
+    if not rule.has_points or not rule.s1:
+        out.s1[:] = BOTH if rule.has_points else ONLY_2D
+        return
     for patch in range(out.s1.size):
-        if not rule.has_points:
-            out.s1[patch] = ONLY_2D
-            continue
-        out.s1[patch] = BOTH
-        if not rule.s1:
-            continue
         saliency = held.smoothed[1, patch]
         out.margins[TAU_2D, patch] = saliency - tau_2d
         out.margins[TAU_3D, patch] = saliency - tau_3d
-        if saliency < tau_2d:
-            out.s1[patch] = ONLY_2D
-        elif saliency > tau_3d:
-            out.s1[patch] = ONLY_3D
+        out.s1[patch] = ONLY_2D if saliency < tau_2d else ONLY_3D if saliency > tau_3d else BOTH
 
 
 @compiled
