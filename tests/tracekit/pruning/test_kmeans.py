@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +25,46 @@ def test_finds_the_best_of_all_partitions_and_the_lowest_of_equal_ones(values, k
     labels, count = brute_force(values, k)
     assert found.labels.tolist() == labels
     assert len(found.centroids) == count
+
+
+def best_cuts(values):
+    """The two cuts of the distinct values with the greatest ΣS²/n, the lowest of equal ones, exactly."""
+    distinct = sorted(set(values))
+    sums, sizes = [0], [0]
+    for value in distinct:
+        sums.append(sums[-1] + value * values.count(value))
+        sizes.append(sizes[-1] + values.count(value))
+    segment = {
+        (i, j): Fraction((sums[j] - sums[i]) ** 2, sizes[j] - sizes[i])
+        for j in range(1, len(distinct) + 1)
+        for i in range(j)
+    }
+    count = len(distinct)
+    pairs = [(i, j) for j in range(2, count) for i in range(1, j)]
+    best = max(segment[0, i] + segment[i, j] + segment[j, count] for i, j in pairs)
+    first, second = min(
+        ((i, j) for i, j in pairs if segment[0, i] + segment[i, j] + segment[j, count] == best),
+        key=lambda cut: (cut[1], cut[0]),
+    )
+    return [int(value >= distinct[first]) + int(value >= distinct[second]) for value in values]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([13, 24, 40, 70]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["even", "tied", "grouped", "skewed"]),
+)
+def test_stretches_that_are_left_out_do_not_hold_the_best(size, seed, kind):
+    rng = np.random.default_rng(seed)
+    values = {
+        "even": lambda: np.arange(size),
+        "tied": lambda: rng.integers(0, size // 2, size),
+        "grouped": lambda: rng.integers(0, 20, size) + 100 * rng.integers(0, 4, size),
+        "skewed": lambda: np.rint(rng.lognormal(5, 2, size)),
+    }[kind]()
+    whole = [int(value) for value in values]
+    assert kmeans_1d(np.array(whole, float)).labels.tolist() == best_cuts(whole)
 
 
 @settings(max_examples=100, deadline=None)
