@@ -66,7 +66,9 @@ def draw_masks(
         )
     recording = recorded.episode(wanted)
     rows = [row for name in names for row in _rows(saved, name, wanted, recording, stages, alone=len(names) == 1)]
-    figure = _figure(recording, rows, _columns(recording.info.steps))
+    staged = f", {names[0]}" if len(names) == 1 and rows[0].label != names[0] else ""
+    title = f"{recording.info.id}{staged}: “{recording.info.instruction}”"
+    figure = _figure(recording, title, rows, _columns(recording.info.steps))
     try:
         with mpl.rc_context({"svg.hashsalt": "tracekit"}):
             figure.savefig(target, dpi=150)
@@ -112,7 +114,7 @@ def _columns(steps: int) -> list[int]:
     return [0, *map(int, rest)]
 
 
-def _figure(recording: Episode, chosen: Sequence[_Row], columns: Sequence[int]) -> Figure:
+def _figure(recording: Episode, title: str, chosen: Sequence[_Row], columns: Sequence[int]) -> Figure:
     view = recording.info.attributes["views"][0]
     images = recording.read(keys.image(view))
     rows = 1 + len(chosen)
@@ -133,7 +135,7 @@ def _figure(recording: Episode, chosen: Sequence[_Row], columns: Sequence[int]) 
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.suptitle(f"{recording.info.id}: “{recording.info.instruction}”", fontsize=12, parse_math=False)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     handles = [
         Patch(facecolor=colour, edgecolor="0.3", label=label) for label, colour in zip(CLASSES, COLOURS, strict=True)
     ]

@@ -107,6 +107,7 @@ def test_the_picture_has_a_row_each(saved, tmp_path):
 
     alone = text("alone", configurations=["current"])
     assert all(f"<!-- {label} -->" in alone for label in ("S1", "S1 + S2", "all"))
+    assert "<!-- close_box-7, current: " in alone
     plain = text("plain", configurations=["current"], stages=False)
     assert "<!-- S1 -->" not in plain
     assert "<!-- current -->" in plain
