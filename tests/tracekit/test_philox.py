@@ -21,15 +21,20 @@ def literal(counter, key):
     return c
 
 
+PI = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0]
+
+
 @pytest.mark.parametrize(
-    ("word", "answer"),
+    ("words", "answer"),
     [
-        (0x00000000, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        (0xFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ([0x00000000] * 6, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 6, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (PI, "d16cfe09 94fdcceb 5001e420 24126ea1"),
     ],
 )
-def test_known_answers(word, answer):
-    out = philox4x32(np.full((1, 4), word, np.uint32), np.full(2, word, np.uint32))
+def test_published_known_answers(words, answer):
+    """The three vectors that come with Random123: counter words, then key words."""
+    out = philox4x32(np.array([words[:4]], np.uint32), np.array(words[4:], np.uint32))
     assert " ".join(f"{w:08x}" for w in out[0]) == answer
 
 
