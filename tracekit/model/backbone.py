@@ -151,7 +151,9 @@ class Attention(nn.Module):
         if cache is not None:
             held = cache.length
             key, value = cache.extend(key, value)
-        if self.kv_heads != self.heads:
+        grouped = self.kv_heads != self.heads
+        if grouped and torch.is_grad_enabled():  # without gradients the fused kernel shares keys by itself, same bits
+            grouped = False
             key = key.repeat_interleave(self.heads // self.kv_heads, -3)
             value = value.repeat_interleave(self.heads // self.kv_heads, -3)
         rows = query.shape[-2]
@@ -159,7 +161,7 @@ class Attention(nn.Module):
             mask = _causal_over(held, rows, query.device)
         causal = mask is None and held == 0
         mixed = functional.scaled_dot_product_attention(
-            _batched(query), _batched(key), _batched(value), attn_mask=mask, is_causal=causal
+            _batched(query), _batched(key), _batched(value), attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
         return mixed.transpose(1, 2)
 
