@@ -38,6 +38,9 @@ TAIL_ROWS = 4
 """Timestep, noisy action, and the padding to a row count whose products do not depend on it."""
 
 MODULES, PLAIN = "one layer's products, its modules", "one layer's products, plain"
+FULL_WIDTH = 4096
+"""Narrower decoders are not held to bounds: between their small products the machine's limits say little."""
+
 MOST_PRODUCTS = 1.10
 """A layer's linear products may take a tenth more than plain products of their shapes."""
 
@@ -50,7 +53,8 @@ class ModelReport:
     """What `tracekit bench model` prints.
 
     `limits`: medians of what was measured beside every line. `parts`: encoders, decoder, vocabulary head, products of a
-    layer. `steps`: whole control steps. `bounds`: what the decoder is held to. `kv_bytes`: of the prefix's cache.
+    layer. `steps`: whole control steps. `bounds`: what a decoder of full width is held to. `kv_bytes`: of the prefix's
+    cache.
     """
 
     preset: str
@@ -172,6 +176,8 @@ class _Bench:
 
     def bounds(self, rates: Sequence[float]) -> tuple[Bound, ...]:
         """What `parts` is held to: its products to plain ones, prefill to the machine's limits. `parts` goes first."""
+        if self.policy.config.hidden_size < FULL_WIDTH:
+            return ()
         ours, plain = (self.times[name].milliseconds for name in (MODULES, PLAIN))
         found = [Bound.between("a layer's products / plain products", ours, plain, MOST_PRODUCTS)]
         for name, length in self.lengths(rates).items():

@@ -67,8 +67,9 @@ def model(
     screen.print(
         _table("Parts", result.parts),
         _table("Control steps (encoders, decoder, action head; no lm_head)", result.steps),
-        _bounds(result.bounds),
     )
+    if result.bounds:
+        screen.print(_bounds(result.bounds))
 
 
 @app.command("capture")

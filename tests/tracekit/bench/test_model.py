@@ -19,6 +19,7 @@ def report():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "preset_config", lambda _preset: config)
         patch.setattr(bench_module, "TEXT_IDS", (1, *range(3, 15)))
+        patch.setattr(bench_module, "FULL_WIDTH", config.hidden_size)
         patch.setattr("tracekit.bench.limits.SIDE", 64)
         patch.setattr("tracekit.bench.limits.COPIED_BYTES", 2**16)
         return bench_model("tiny", rates=(0.5, 0.8), rounds=2, threads=1)
@@ -86,6 +87,13 @@ def test_calls_take_turns_after_one_that_is_not_counted(monkeypatch):
     assert {len(one.milliseconds) for one in times.values()} == {3}
     assert all(limits.matrix_rate > 0 and limits.bandwidth > 0 for one in times.values() for limits in one.limits)
     assert told[-1] == ("measuring", 3, 3)
+
+
+def test_a_narrow_decoder_is_held_to_no_bounds(report):
+    assert report.bounds
+    bench = object.__new__(bench_module._Bench)
+    bench.policy = tiny_policy()
+    assert bench.bounds((0.5,)) == ()
 
 
 def test_weights_are_drawn_in_the_dtype_they_run_in_and_no_digest_is_taken(monkeypatch):
