@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from replay.sweep.plan import CELL_SCHEMA, TIMING_SCHEMA, Chunk, SweepPlan, plan
 from replay.sweep.storage import SweepFolder
 from replay.sweep.times import time_configurations
 from tracekit.config import Configuration
+from tracekit.errors import TraceError
 
 __all__ = ["Done", "compute"]
 
@@ -75,6 +77,11 @@ def compute(plan: SweepPlan, folder: Path, processes: int) -> Iterator[Done]:
             finished, running = wait(running, 0 if own is not None else None, FIRST_COMPLETED)
             for future in finished:
                 yield future.result()
+    except BrokenProcessPool:
+        raise TraceError(
+            f"{folder}: a process of the sweep was killed, perhaps for want of memory; the same command goes on where "
+            "it stopped, give it fewer --processes"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

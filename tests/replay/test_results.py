@@ -8,8 +8,9 @@ import pytest
 from replay import Replay, SavedReplay
 from replay.results import REPLAY_FORMAT, check_target
 from tests.small import make_config
+from tracekit.engine import decision_shape
 from tracekit.errors import TraceError
-from tracekit.pruning import decision_digest
+from tracekit.pruning import decision_digest, reduce
 from tracekit.store import Trace, TraceWriter
 from tracekit.store.copying import copy_episode
 
@@ -36,6 +37,8 @@ def test_a_saved_replay_says_what_was_printed(result, saved):
     for key in ("trace_digest", "episodes", "steps", "open_loop", "fingerprint"):
         assert opened.manifest[key] == data[key]
     assert opened.manifest["tables"]["half / 50 %"] == CONFIGS[0].to_json()
+    assert len(opened.manifest["versions"]["sources"]) == 16
+    assert opened.manifest["environment_differs"] == []
 
 
 def test_its_arrays_are_those_of_the_replay(result, saved):
@@ -62,6 +65,11 @@ def test_its_arrays_are_those_of_the_replay(result, saved):
                         "decision/cluster": decision.cluster,
                         "decision/conflict": decision.conflict,
                         "margin/tau_2d": decision.margins["tau_2d"],
+                        "indicator/m_3d_s1": decision.indicators["m_3d_s1"],
+                        "seen/points": reduce(
+                            step.result.observables, config.pruner.reduction, decision_shape(step.result.layout)
+                        ).points,
+                        "seen/observed": np.ones(256, bool),
                     }
                 for key, value in expected.items():
                     np.testing.assert_array_equal(episode.read(key, index), value, err_msg=key)

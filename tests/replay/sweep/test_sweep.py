@@ -1,6 +1,7 @@
 """A whole sweep: its table, what is computed and what is not, stopping and going on, several processes."""
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -201,6 +202,22 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(small_trace, tmp_path
     assert resumed.to_json()["computed"] <= 2400 - found
     whole = sweep([small_trace], tmp_path / "grid.toml", tmp_path / "whole")
     assert Path(resumed.table).read_bytes() == Path(whole.table).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_helper_is_one_line_and_the_sweep_goes_on(small_trace, tmp_path, monkeypatch):
+    (tmp_path / "grid.toml").write_text(TABLE)
+    monkeypatch.setattr("replay.sweep.run.LARGEST_CHUNK", 40)
+
+    def kill(_what, done, _total):
+        if done >= 100:  # later than the helper's start, earlier than the end
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    with pytest.raises(TraceError, match="a process of the sweep was killed"):
+        sweep([small_trace], tmp_path / "grid.toml", tmp_path / "out", processes=2, progress=kill)
+    resumed = sweep([small_trace], tmp_path / "grid.toml", tmp_path / "out")
+    assert 0 < resumed.to_json()["computed"] < 2400
 
 
 @pytest.mark.slow

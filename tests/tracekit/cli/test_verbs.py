@@ -114,7 +114,7 @@ def test_record_sim_then_append(run, tmp_path):
     assert "'close_box-4' is already there" in again.err
     other = run("record", "sim", "--task", "close_box", "--seed", 5, "--out", trace)
     assert other.status == 2
-    assert "policy is" in other.err
+    assert "policy.config_digest is" in other.err
     assert [info.id for info in Trace.open(trace).episodes] == ["close_box-4"]
 
 
