@@ -90,6 +90,20 @@ def test_encoders_run_once_for_all_configurations(small_trace, grid, tmp_path, m
     assert len(made) == 2
 
 
+def test_in_throughput_mode_configurations_run_side_by_side(small_trace, grid, tmp_path):
+    tables = [config.to_json() for config in LISTED[:3]]
+    for table in tables:
+        table["execution"] = {**table["execution"], "mode": "throughput"}
+    several = grid(kind="listed", configurations=tables)
+    found = sweep([small_trace], several, tmp_path / "out", level="forward", timing=True, episodes=["close_laptop-3"])
+    table = pl.read_parquet(found.table)
+    assert table["step_ms"].null_count() == 3  # several steps at once have no time of their own
+    alone = Replay(small_trace, episodes=["close_laptop-3"]).run(*LISTED[:3]).to_json()["configurations"]
+    for row, one in zip(table.iter_rows(named=True), alone, strict=True):
+        assert row["unclipped_relative"] == pytest.approx(one["deviation"]["unclipped_relative"], abs=1e-4)
+        assert row["kept_2d"] == pytest.approx(one["kept_2d"], abs=2)
+
+
 def test_decisions_of_a_live_pruned_trace_are_refused(tmp_path, small_trace, listed):
     from tracekit.errors import TraceError
     from tracekit.store import Trace, TraceWriter
