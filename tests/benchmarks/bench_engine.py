@@ -25,13 +25,15 @@ from tracekit.bench.costs import Cost, decoder_cost
 from tracekit.bench.limits import Limits, LimitsProbe
 from tracekit.bench.model import _observation, _random_policy, preset_config
 from tracekit.config import Configuration
-from tracekit.engine import Controller, StepResult
+from tracekit.engine import Beside, Controller, StepOptions, StepResult, run_together
 from tracekit.model import MLA
 from tracekit.policy import Precision
 from tracekit.profiling import STAGES
 
 STEPS, ROUNDS, TAIL_ROWS = 14, 5, 4
 PINNED = {"fps": "pinned"}
+PRUNED = ("lagged", "current", "kv drop")
+JOBS = 8
 DECISION = ("stage3", "stage1", "stage2", "fuse", "compact")
 
 
@@ -127,6 +129,23 @@ class Bench:
         return total
 
 
+def side_by_side(bench: Bench, config: Configuration, steps: int) -> tuple[float, float]:
+    """Milliseconds per step of `JOBS` episodes one after the other, and in throughput mode."""
+
+    def job(beside: Beside | None) -> None:
+        controller = Controller(bench.policy, config, StepOptions(beside=beside))
+        controller.reset(1)
+        for _ in range(steps):
+            controller.step(bench.observation)
+
+    start = time.perf_counter()
+    for _ in range(JOBS):
+        job(None)
+    alone = time.perf_counter() - start
+    run_together(bench.policy, [job] * JOBS, config.execution)
+    return 1e3 * alone / JOBS / steps, 1e3 * (time.perf_counter() - start - alone) / JOBS / steps
+
+
 def ratio(rounds: list[tuple[float, float]]) -> float:
     return median(one / other for one, other in rounds)
 
@@ -140,6 +159,7 @@ def episode(config: Any, dtype: str, rounds: int) -> dict[str, Any]:
         "prefix": (bench.config(pruner={"kind": "none"}, reuse=cached), 2),
         "lagged": (bench.config(pruner=pruner, reuse=cached, observe={"mode": "lagged"}), STEPS),
         "current": (bench.config(pruner=pruner, reuse=cached), STEPS),
+        "kv drop": (bench.config(pruner=pruner, reuse={**cached, "kv": "drop"}), STEPS),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     limits: dict[str, list[float]] = {name: [] for name in sides}
@@ -157,19 +177,18 @@ def episode(config: Any, dtype: str, rounds: int) -> dict[str, Any]:
     layers, scale = bench.policy.config.layers, 32 / bench.policy.config.layers
     projected = {name: scale * (median(times[name])) + median(one.around for one in spent[name]) for name in sides}
     machine = bench.probe()
+    together = [side_by_side(bench, sides["lagged"][0], 3) for _ in range(2)]
     return {
+        "throughput_ms": median(both[1] for both in together),
+        "throughput_gain": ratio(together),
         "layers": layers,
         "flops_per_byte": machine.matrix_rate / machine.bandwidth,
         "step_ms": {name: median(values) for name, values in times.items()},
         "limit_ms": {name: median(values) for name, values in limits.items()},
         "over_limit": {name: ratio(list(zip(times[name], limits[name], strict=True))) for name in sides},
-        "total": {name: ratio(pairs[name]) for name in ("prefix", "lagged", "current")},
-        "total_at_the_limit": {
-            name: ratio(list(zip(limits["release"], limits[name], strict=True))) for name in ("lagged", "current")
-        },
-        "pruning": {
-            name: ratio(list(zip(times["prefix"], times[name], strict=True))) for name in ("lagged", "current")
-        },
+        "total": {name: ratio(pairs[name]) for name in ("prefix", *PRUNED)},
+        "total_at_the_limit": {name: ratio(list(zip(limits["release"], limits[name], strict=True))) for name in PRUNED},
+        "pruning": {name: ratio(list(zip(times["prefix"], times[name], strict=True))) for name in PRUNED},
         "fixed_ms": {
             name: {
                 "tail embedders and noise head": median(one.around for one in spent[name]),
@@ -179,7 +198,7 @@ def episode(config: Any, dtype: str, rounds: int) -> dict[str, Any]:
             for name in sides
         },
         "projected_32_layers_ms": projected,
-        "projected_32_layers_total": {name: projected["release"] / projected[name] for name in ("lagged", "current")},
+        "projected_32_layers_total": {name: projected["release"] / projected[name] for name in PRUNED},
         "kept": int(spent["lagged"][1].result.kept[0].sum()),
     }
 
@@ -205,6 +224,8 @@ def main() -> None:
                     print(f"; {row['total'][side]:.2f} x the release (limits: {row['total_at_the_limit'][side]:.2f} x)"
                           f", pruning {row['pruning'][side]:.2f} x", end="")  # fmt: skip
                 print()
+            print(f"  throughput mode, {JOBS} episodes: {row['throughput_ms']:.1f} ms per step, "
+                  f"{row['throughput_gain']:.2f} x as fast as one step at a time")  # fmt: skip
             print(f"  32 layers, projected: lagged {row['projected_32_layers_total']['lagged']:.2f} x")
     if options.json:
         print(json.dumps(found, indent=1))
