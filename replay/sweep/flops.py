@@ -31,13 +31,19 @@ class ModelSize:
         return self.layers * (2 * rows * self.weights + 4 * (rows * held + rows * (rows + 1) / 2) * self.hidden)
 
 
-def model_size(policy: str) -> ModelSize | None:
-    """Widths of the policy called `policy`; None for one that cannot be loaded, or does not say them."""
+def model_size(policy: str, config_digest: str) -> ModelSize | None:
+    """Widths of the policy called `policy`; None for one that cannot be loaded, or does not say them.
+
+    `config_digest`: of the recorded policy; None too for another one.
+    """
     try:
-        config = getattr(load_policy(policy, Precision()), "config", None)
-        hidden, wide = int(config.hidden_size), int(config.intermediate_size)  # type: ignore[union-attr]  # None raises
-        kv_width = int(config.kv_heads) * hidden // int(config.heads)  # type: ignore[union-attr]
-        return ModelSize(int(config.layers), hidden, 2 * hidden * hidden + 2 * hidden * kv_width + 3 * hidden * wide)  # type: ignore[union-attr]
+        loaded = load_policy(policy, Precision())
+        if loaded.identity.config_digest != config_digest:
+            return None
+        config: Any = getattr(loaded, "config", None)
+        hidden, wide = int(config.hidden_size), int(config.intermediate_size)
+        kv_width = int(config.kv_heads) * hidden // int(config.heads)
+        return ModelSize(int(config.layers), hidden, 2 * hidden * hidden + 2 * hidden * kv_width + 3 * hidden * wide)
     except (AttributeError, TracekitError):
         return None
 

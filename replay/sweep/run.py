@@ -159,7 +159,7 @@ def _plan(
         about: dict[str, Any] = {"policy": [recorded["weights_digest"], recorded["config_digest"]]}
         if level == "forward":
             about["fingerprint"] = {k: v for k, v in environment_fingerprint().items() if k != "threads"}
-        sizes[digest] = model_size(policy or recorded["name"])
+        sizes[digest] = model_size(policy or recorded["name"], recorded["config_digest"])
         contexts[digest] = context_digest(level, {**about, "size": repr(sizes[digest])})
         targets += [
             Target(str(path), digest, episode.info.id, int(episode.info.uid), episode.info.task, len(episode))

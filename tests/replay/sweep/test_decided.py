@@ -14,6 +14,7 @@ from tracekit.bench.costs import decoder_cost
 from tracekit.config import Configuration, ReuseConfig
 from tracekit.errors import TraceError
 from tracekit.model import reference
+from tracekit.policy import load_policy
 from tracekit.pruning import decision_digest
 
 
@@ -120,7 +121,7 @@ def test_equal_clusterings_are_known_as_such():
 
 def test_operations_are_those_that_are_counted_elsewhere(inputs):
     config, episode = reference(), inputs[0]
-    size = model_size("reference")
+    size = model_size("reference", load_policy("reference").identity.config_digest)
     for rows, held in ((533, 0), (5, 528), (8, 100)):
         assert size.flops(rows, held) == decoder_cost(config, rows, held, 4).flops
     layout = episode.layout
@@ -145,7 +146,8 @@ def test_operations_are_those_that_are_counted_elsewhere(inputs):
 
 
 def test_a_policy_of_unknown_size_has_unknown_operations(inputs, cells):
-    assert model_size("unheard-of") is None
+    assert model_size("unheard-of", "") is None
+    assert model_size("small", "of another policy") is None
     assert {row["gflops"] for row in cells[0]} == {None}
     (row,) = decide_cells(inputs[0], [CONFIGS[2]], ModelSize(layers=1, hidden=2, weights=10))
     assert row["gflops"] > 0
