@@ -5,7 +5,6 @@ What the policy computes stays bit for bit what it computes alone: fused attenti
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,6 +28,7 @@ from tracekit.capture import AttentionTap, CaptureSpec, vocabulary_head
 from tracekit.config import Configuration, ExecutionConfig
 from tracekit.digest import digest_arrays, digest_json
 from tracekit.engine import (
+    Captured,
     PassRecord,
     StepDraws,
     StepOptions,
@@ -200,7 +200,6 @@ class _Run:
                     centres=seen.centres.float().cpu().numpy() if points and seen.centres is not None else None,
                     patch=seen.patch if points else None,
                     rows=prefix,
-                    rows_digest=hashlib.sha256(prefix.tobytes()).digest(),
                 ),
                 tap=seen.tap,
                 times_ns=dict(seen.times_ns),
@@ -233,7 +232,7 @@ class _Run:
         if dropped is None:
             everything = np.ones((len(passes), len(layout.visual_positions)), np.bool_)
             dropped = PrunedStep(everything, keep_everything(decision_shape(layout)), len(passes), None)
-        later = [tap.received["action"].mean(1) for tap in tapped[1:]]
+        later = [rows[:, :, 0].mean(1) for rows in (tap.attention for tap in tapped[1:]) if rows is not None]
         self.last = StepResult(
             action=action,
             samples=_samples(passes),
@@ -245,11 +244,13 @@ class _Run:
             memory=dropped.memory,
             times_ns=_times(passes, wall_ns),
             wall_ns=wall_ns,
-            observables=observables_of(tapped[0], passes[0].record.patch, kept=dropped.kept[0]),
-            extras={name: values.numpy() for name, values in tapped[0].extras.items()},
-            hooks_ns=np.sum([tap.hooks_ns for tap in tapped], axis=0, dtype=np.int64),
-            reduction_ns=sum(tap.reduction_ns for tap in tapped),
-            action_rows=torch.stack(later).numpy() if later else None,
+            captured=Captured(
+                observables=observables_of(tapped[0], passes[0].record.patch, kept=dropped.kept[0]),
+                extras={name: values.numpy() for name, values in tapped[0].extras.items()},
+                hooks_ns=np.sum([tap.hooks_ns for tap in tapped], axis=0, dtype=np.int64),
+                reduction_ns=sum(tap.reduction_ns for tap in tapped),
+                action_rows=torch.stack(later).numpy() if later else None,
+            ),
             encoded=tuple(one.record for one in passes),
         )
         self.last_draws = StepDraws(

@@ -16,7 +16,7 @@ from tracekit import keys
 from tracekit.actions import ActionSpec
 from tracekit.capture import CaptureSpec, attention_modules
 from tracekit.capture.spec import chosen
-from tracekit.engine import PassRecord, StepDraws, StepResult, decision_shape, spread_attention
+from tracekit.engine import Captured, PassRecord, StepDraws, StepResult, decision_shape, spread_attention
 from tracekit.layout import TokenLayout
 from tracekit.observation import Observation
 from tracekit.policy import Policy, Tokens
@@ -91,7 +91,7 @@ def _step_of_zeros(shapes: StepShapes, capture: CaptureSpec) -> tuple[StepResult
             centres=_zeros(f32, points, 3) if points else None,
             patch=_zeros(np.int32, points) if points else None,
             rows=_zeros(f32, layout.prefix_length, shapes.width) if index < wanted else None,
-            rows_digest=bytes(32),
+            digest=bytes(32),
         )
         for index in range(passes)
     ]
@@ -115,19 +115,21 @@ def _step_of_zeros(shapes: StepShapes, capture: CaptureSpec) -> tuple[StepResult
         memory=None,
         times_ns=_zeros(np.int64, len(STAGES), passes),
         wall_ns=0,
-        observables=Observables(
-            norms={name: _zeros(f32, visual) for name in capture.norms},
-            attention=spread_attention(part, *taken, (layers, shapes.heads)),
-            groups=tuple(groups),
-            patch=_zeros(np.int32, points) if points else None,
-            last_row=_zeros(f32, layers, visual),
-            mean_all_rows=_zeros(f32, layers, visual),
-            qk_text_layer0=_zeros(f32, visual),
+        captured=Captured(
+            observables=Observables(
+                norms={name: _zeros(f32, visual) for name in capture.norms},
+                attention=spread_attention(part, *taken, (layers, shapes.heads)),
+                groups=tuple(groups),
+                patch=_zeros(np.int32, points) if points else None,
+                last_row=_zeros(f32, layers, visual),
+                mean_all_rows=_zeros(f32, layers, visual),
+                qk_text_layer0=_zeros(f32, visual),
+            ),
+            action_rows=_zeros(f32, passes - 1, layers, visual) if capture.later_action_rows and passes > 1 else None,
+            extras=extras,
+            hooks_ns=_zeros(np.int64, layers),
         ),
-        action_rows=_zeros(f32, passes - 1, layers, visual) if capture.later_action_rows and passes > 1 else None,
         encoded=tuple(encoded),
-        extras=extras,
-        hooks_ns=_zeros(np.int64, layers),
     )
     draws = StepDraws(_zeros(f32, *shapes.action_shape), _zeros(np.int64, passes, shapes.fps_stages))
     return result, draws

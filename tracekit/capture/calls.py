@@ -12,18 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracekit.capture.structure import attribute
 from tracekit.errors import PolicyError
 
-__all__ = ["all_keys", "apply_rotary", "given_mask", "rotary_of", "scale_of", "single", "visible"]
+__all__ = [
+    "apply_rotary",
+    "given_mask",
+    "held_keys",
+    "own_keys",
+    "rotary_of",
+    "scale_of",
+    "signed",
+    "single",
+    "turn",
+    "visible",
+]
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate `x` (..., n, d) by `cos`, `sin` (n, d) in LLaMA's half-split convention; float32."""
-    x, half, sin = x.float(), x.shape[-1] // 2, sin.float()
-    out = x * cos.float()
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    return turn(x.float(), cos.float(), signed(sin))
+
+
+def signed(sin: Tensor) -> Tensor:
+    """`sin` (n, d) with its first half negated, float32: what `turn` takes."""
+    first, second = sin.float().chunk(2, -1)
+    return torch.cat([-first, second], -1)
+
+
+def turn(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """`apply_rotary` for prepared tables that broadcast against `x` (..., d): few calls, which is what it costs."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), signed_sin)
 
 
 def single(rows: Tensor, what: str) -> Tensor:
@@ -43,9 +62,9 @@ def rotary_of(module: nn.Module, kwargs: Mapping[str, Any], sample: Tensor) -> t
     Raises PolicyError where the call says neither `position_embeddings` nor `position_ids`, or rotates a part only.
     """
     pair = kwargs.get("position_embeddings")
-    rotary = getattr(module, "rotary_emb", None)
-    if pair is None and rotary is not None and kwargs.get("position_ids") is not None:
-        pair = rotary(sample, kwargs["position_ids"])
+    if pair is None and kwargs.get("position_ids") is not None:
+        rotary = getattr(module, "rotary_emb", None)
+        pair = None if rotary is None else rotary(sample, kwargs["position_ids"])
     if pair is None:
         raise PolicyError(
             f"attention {type(module).__name__} was called without position_embeddings or position_ids; rows can only "
@@ -63,30 +82,29 @@ def rotary_of(module: nn.Module, kwargs: Mapping[str, Any], sample: Tensor) -> t
 
 def scale_of(module: nn.Module, width: int) -> float:
     """Factor of the logits: the module's own `scaling`, else width^-1/2."""
-    return float(getattr(module, "scaling", width**-0.5))
+    found = attribute(module, "scaling")
+    return width**-0.5 if found is None else float(found)
 
 
-def all_keys(
-    module: nn.Module, kwargs: Mapping[str, Any], key: Tensor, rotary: tuple[Tensor, Tensor], count: int
-) -> Tensor:
-    """(kv_heads, count, d) float32 rotated keys that the rows of this call may attend to.
+def own_keys(key: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """(kv_heads, n, d) float32 rotated keys of a call without earlier rows; `key`: (n, kv_heads·d), not rotated."""
+    return apply_rotary(key.view(len(key), -1, rotary[0].shape[-1]).transpose(0, 1), *rotary)
 
-    They are this call's own (`key`: (n, kv_heads·d), not rotated), or the cache's where that holds earlier rows too.
+
+def held_keys(module: nn.Module, kwargs: Mapping[str, Any], count: int) -> Tensor:
+    """(kv_heads, count, d) rotated keys of the cache that the call was given, its own rows among them, in place.
+
+    Raises PolicyError where the cache holds another number of rows, or none was given.
     """
     own = kwargs.get("cache")
-    if own is not None:
-        held: Tensor = own.keys
-        return held.float()
-    if count == len(key):
-        return apply_rotary(key.view(len(key), -1, rotary[0].shape[-1]).transpose(0, 1), *rotary)
-    found = _cached(module, kwargs)
+    found: Tensor | None = _cached(module, kwargs) if own is None else own.keys
     if found is None or found.shape[-2] != count:
         there = "no cache" if found is None else f"{found.shape[-2]} keys"
         raise PolicyError(
             f"attention {type(module).__name__}: {count} keys were announced but the call has {there}; announce the "
             "rows that the cache holds"
         )
-    return found.float()
+    return found
 
 
 def _cached(module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.capture.calls import single
+from tracekit.capture.calls import signed, single
 from tracekit.capture.plan import CallPlan
 from tracekit.capture.rebuilding import LayerRows, probabilities
 from tracekit.capture.spec import CaptureSpec, chosen
@@ -27,7 +27,8 @@ Rotary = tuple[Tensor, Tensor]
 class Extras:
     """Fed by the hooks of an `AttentionTap`.
 
-    `norms`: feature -> (N_visual,) float32. `results()`: `qk_text_layer0` (N,), `mean_all_rows` (layers, N),
+    `norms`: feature -> (N_visual,) float32. `maps`: layers whose whole maps are taken; `whole_rows`: whether
+    attention of all rows is. `results()`: `qk_text_layer0` (N,), `mean_all_rows` (layers, N),
     `attention_entropy` (layers,) nats, `maps` (layers, heads, L, L) float16 and `hidden/<site>` (layers, L, D) float32
     at positions of the unpruned sequence, zeros at rows that were not fed; each where the specification asks for it.
     """
@@ -45,7 +46,9 @@ class Extras:
         self._spec, self._head, self._device = spec, head, device
         self._visual, self._length = len(layout.visual_positions), layout.length
         self._attentions = attentions
-        self._maps = chosen(spec.maps, count, "layers")
+        self.whole_rows = spec.whole_rows
+        self._summarises = spec.mean_all_rows or spec.attention_entropy
+        self.maps = chosen(spec.maps, count, "layers")
         self._blocks = blocks_of(backbone, attentions) if spec.hidden else []
         self._hidden_layers = chosen(spec.hidden_layers, count, "layers") if spec.hidden else []
         if "logits" in spec.norms and head is None:
@@ -69,10 +72,11 @@ class Extras:
                 handles.append(module.register_forward_hook(self._keep_hidden(kept, layer, announced)))
         return handles
 
-    def looks_at(self, layer: int) -> bool:
-        """Whether the queries and keys of `layer` are needed."""
-        summaries = self._spec.mean_all_rows or self._spec.attention_entropy
-        return summaries or layer in self._maps or (layer == 0 and self._spec.qk_text_layer0)
+    def looks_at(self, layer: int, plan: CallPlan) -> bool:
+        """Whether the queries and keys of `layer` are needed in this call."""
+        if layer in self.maps or (self._summarises and len(plan.prefix_rows) > 0):
+            return True
+        return layer == 0 and self._spec.qk_text_layer0 and "text" in plan.groups
 
     def attended(
         self,
@@ -88,14 +92,15 @@ class Extras:
         """One layer's projections `query`, `key` (fed rows, not rotated) and all its rotated `keys`."""
         if layer == 0 and self._spec.qk_text_layer0 and "text" in plan.groups:
             self._qk = self._text_products(plan, query, key, keys.shape[-1], scale)
-        summarised = (self._spec.mean_all_rows or self._spec.attention_entropy) and len(plan.prefix_rows) > 0
-        if not summarised and layer not in self._maps:
+        summarised = self._summarises and len(plan.prefix_rows) > 0
+        if not summarised and layer not in self.maps:
             return
         every = torch.arange(plan.fed, device=self._device)
-        whole = probabilities([LayerRows(layer, query, keys, scale, bias_of(every))], rotary)[0]
+        tables = rotary[0].float(), signed(rotary[1])
+        whole = probabilities([LayerRows(layer, query, keys, scale, bias_of(every))], tables)[0]
         if summarised:
             self._summarise(layer, plan, whole[:, plan.prefix_rows])
-        if layer in self._maps:
+        if layer in self.maps:
             full = self._map.get(layer)
             if full is None:
                 full = whole.new_zeros(whole.shape[0], self._length, self._length, dtype=torch.float16)
@@ -111,11 +116,13 @@ class Extras:
         for feature in self._spec.norms:
             rows = single(found.get(feature, output).detach(), "the input of the final norm")
             if feature == "logits" and self._head is not None:
-                numbers = self._head(rows[plan.own_visual]).float().abs().sum(-1)
+                rows = self._head(rows[plan.own_visual.sources])
+                numbers = rows.new_zeros(plan.fed, dtype=torch.float32)
+                numbers[plan.own_visual.sources] = rows.float().abs().sum(-1)
             else:
-                numbers = rows.float().abs().sum(-1)[plan.own_visual]
+                numbers = rows.float().abs().sum(-1)
             norms = self.norms.setdefault(feature, numbers.new_zeros(self._visual))
-            norms[plan.own_targets] = numbers
+            plan.own_visual.copy(numbers, norms)
 
     def results(self) -> dict[str, Tensor]:
         """Name -> values."""
@@ -129,7 +136,7 @@ class Extras:
             if wanted and sums:
                 found[name] = torch.stack([sums[layer] / self._averaged[layer] for layer in sorted(sums)]).float()
         if self._map:
-            found["maps"] = torch.stack([self._map[layer] for layer in self._maps])
+            found["maps"] = torch.stack([self._map[layer] for layer in self.maps])
         for site, kept in self._hidden.items():
             if kept:
                 found[f"hidden/{site}"] = torch.stack([kept[layer] for layer in self._hidden_layers])
@@ -137,12 +144,12 @@ class Extras:
 
     def _text_products(self, plan: CallPlan, query: Tensor, key: Tensor, size: int, scale: float) -> Tensor:
         """(N_visual,) mean over text rows and heads of q·k/√d; being linear, it is taken of q, before the keys."""
-        text = query[plan.wanted][plan.groups["text"]].float()
+        text = plan.wanted.along(0, query)[plan.groups["text"]].float()
         shared = text.sum(0).view(key.shape[-1] // size, -1, size).sum(1).flatten()
         heads = query.shape[-1] // size
-        products = key[plan.own_visual].float() @ shared * (scale / (heads * len(text)))
+        products = key.float() @ shared * (scale / (heads * len(text)))
         out = products.new_zeros(self._visual)
-        out[plan.own_targets] = products
+        plan.own_visual.copy(products, out)
         return out
 
     def _summarise(self, layer: int, plan: CallPlan, rows: Tensor) -> None:
@@ -150,7 +157,7 @@ class Extras:
         heads, count, _ = rows.shape
         self._averaged[layer] = self._averaged.get(layer, 0) + heads * count
         summed = self._summed.setdefault(layer, torch.zeros(self._visual, dtype=torch.float64, device=rows.device))
-        summed[plan.targets] += rows.sum((0, 1), dtype=torch.float64)[plan.columns]
+        summed[plan.columns.targets] += rows.sum((0, 1), dtype=torch.float64)[plan.columns.sources]
         entropy = torch.special.entr(rows).sum(dtype=torch.float64)
         self._entropy[layer] = self._entropy.get(layer, torch.zeros_like(entropy)) + entropy
 

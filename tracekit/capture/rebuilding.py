@@ -6,23 +6,30 @@ because on small models it is the number of calls that costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tracekit.capture.calls import apply_rotary
+from tracekit.capture.calls import turn
+from tracekit.capture.plan import Places
 
-__all__ = ["LayerRows", "TailRows", "full_precision", "probabilities", "received_later"]
+__all__ = ["LayerRows", "TailRows", "arithmetic", "probabilities", "tail_probabilities"]
 
 Rotary = tuple[Tensor, Tensor]
+
+SMALL = 2**24
+"""Multiplications below which a second thread costs more than it brings: waking it takes tens of microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRows:
-    """Query rows of one layer, (r, heads·d), not rotated, and what they attend to: rotated `keys` (kv_heads, n, d)."""
+    """Query rows of one layer, (r, heads·d), not rotated, and what they attend to: rotated `keys` (kv_heads, n, d).
+
+    `bias`: (1 or heads, r, n), added to the logits.
+    """
 
     layer: int
     query: Tensor
@@ -31,70 +38,100 @@ class LayerRows:
     bias: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TailRows:
-    """Query rows of one layer in one denoise pass over a cached prefix.
+    """What denoise passes over one cached prefix of n rows computed, layer by layer, pass after pass.
 
-    `held`: (kv_heads, n, d) rotated keys of the prefix, in place; `own`: (kv_heads, t, d) rotated keys of the tail, a
-    copy, because the next pass overwrites them.
+    `queries` (t, heads·d) and `keys` (t, kv_heads·d) of the fed rows, not rotated, as they came out (perhaps with a
+    leading dimension of 1): passes · layers of them. Of each layer once: `held`, (kv_heads, n, d) rotated keys of the
+    prefix, in place, and `scales`.
     """
 
-    layer: int
-    query: Tensor
-    held: Tensor
-    own: Tensor
-    scale: float
+    layers: list[int]
+    queries: list[Tensor]
+    keys: list[Tensor]
+    held: list[Tensor]
+    scales: list[float]
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps autocast, which the observed model may run under, away from the arithmetic of rebuilt rows."""
-    if not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def arithmetic(device: torch.device, products: int) -> Iterator[None]:
+    """Where rebuilt rows are computed: in full precision, whatever autocast the observed model runs under.
+
+    On the CPU by one thread where a layer takes few `products`; per layer, so that its bits do not depend on how many
+    layers are taken together.
+    """
+    before = torch.get_num_threads()
+    alone = device.type == "cpu" and products < SMALL and before > 1
+    cast = torch.is_autocast_enabled(device.type)
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        if cast:
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        if alone:
+            torch.set_num_threads(before)
 
 
 def probabilities(layers: Sequence[LayerRows], rotary: Rotary) -> Tensor:
-    """(layers, heads, r, n) float32 attention of the rows, rotated by `rotary` (each (r, d)), over all their keys."""
-    size = layers[0].keys.shape[-1]
-    stacked = torch.stack([one.query for one in layers])
-    rows = stacked.shape[1]
-    heads = stacked.shape[-1] // size
-    q = apply_rotary(stacked.view(len(layers), rows, heads, size).transpose(1, 2), *rotary)
-    logits = q.new_empty(len(layers), heads, rows, layers[0].keys.shape[1])
-    for place, one in enumerate(layers):
-        logits[place] = _product(q[place], one.keys).mul_(one.scale).add_(one.bias)
+    """(layers, heads, r, n) float32 attention of the rows over all their keys.
+
+    `rotary`: (r, d) cosine and signed sine (`tracekit.capture.calls.signed`) of the rows.
+    """
+    first = layers[0]
+    rows, size = len(first.query), first.keys.shape[-1]
+    q = torch.stack([one.query for one in layers]).float().view(len(layers), rows, -1, size).transpose(1, 2)
+    q = _scaled(turn(q, *rotary), [one.scale for one in layers])
+    logits = _products(q, [one.keys for one in layers])
+    if all(one.bias is first.bias for one in layers):
+        logits += first.bias
+    else:
+        logits += torch.stack([one.bias for one in layers])
     return torch.softmax(logits, -1)
 
 
-def received_later(
-    passes: Sequence[Sequence[TailRows]], rotary: Rotary, bias: Tensor, columns: Tensor, kept: slice
-) -> Tensor:
-    """(passes, layers, m) attention at the prefix's `columns`, mean over heads and the rows `kept`, of several passes.
+def tail_probabilities(tails: TailRows, rotary: Rotary, wanted: Places, bias: Tensor) -> Tensor:
+    """(layers, heads, passes, r, n + t) float32 attention of the `wanted` (r,) rows of all passes.
 
-    `rotary`: each (r, d), `bias`: (1, r, t) for the tail's own keys; the same in every pass, as its positions are.
+    `rotary`: (t, d) cosine and signed sine, and `bias`: (1, r, t) for the tail's own keys; the same in every pass, as
+    its positions are. The passes look at the same prefix, so one product per layer serves them all.
     """
-    layers, first = len(passes[0]), passes[0][0]
-    size, count, own = first.held.shape[-1], first.held.shape[1], first.own.shape[1]
-    stacked = torch.stack([torch.stack([one.query for one in single]) for single in passes], dim=1)
-    rows, heads = stacked.shape[2], stacked.shape[-1] // size
-    q = apply_rotary(stacked.view(layers, len(passes), rows, heads, size).transpose(2, 3), *rotary)
-    logits = q.new_empty(layers, len(passes), heads, rows, count + own)
-    for layer in range(layers):
-        held, scale = passes[0][layer].held, passes[0][layer].scale
-        # all passes look at the same prefix: one product for all of them
-        together = q[layer].transpose(0, 1).reshape(heads, len(passes) * rows, size)
-        over_prefix = _product(together, held).view(heads, len(passes), rows, count).transpose(0, 1)
-        tails = torch.stack([single[layer].own for single in passes]).float()
-        kv = tails.shape[1]
-        over_tail = q[layer].reshape(len(passes), kv, heads // kv * rows, size) @ tails.transpose(-1, -2)
-        logits[layer, ..., :count] = over_prefix.mul_(scale)
-        logits[layer, ..., count:] = over_tail.view(len(passes), heads, rows, own).mul_(scale).add_(bias)
-    return torch.softmax(logits, -1)[:, :, :, kept][..., columns].mean((2, 3)).transpose(0, 1)
+    kv, count, size = tails.held[0].shape
+    layers, rows = len(tails.held), len(wanted)
+    passes = len(tails.queries) // layers
+    pairs = [part for pair in zip(tails.queries, tails.keys, strict=True) for part in pair]
+    together = torch.cat(pairs, -1).float()
+    tail = together.shape[-2]
+    # (t, passes, layers, heads + kv_heads, d): queries and keys are turned at once
+    turned = turn(together.view(tail, passes, layers, -1, size), *(table[:, None, None, None] for table in rotary))
+    heads = turned.shape[3] - kv
+    q = wanted.along(0, turned[..., :heads, :]).permute(2, 3, 1, 0, 4)
+    q = _scaled(q.reshape(layers, heads, passes * rows, size), tails.scales)
+    over_prefix = _products(q, tails.held).view(layers, heads, passes, rows, count)
+    own = turned[..., heads:, :].permute(2, 3, 1, 4, 0)[:, :, None]
+    over_tail = q.view(layers, kv, heads // kv, passes, rows, size) @ own
+    over_tail = over_tail.view(layers, heads, passes, rows, tail).add_(bias)
+    return torch.softmax(torch.cat([over_prefix, over_tail], -1), -1)
 
 
-def _product(q: Tensor, keys: Tensor) -> Tensor:
-    """(heads, r, n) products of `q` (heads, r, d) with `keys` (kv_heads, n, d), neighbouring heads sharing one."""
-    heads, rows, size = q.shape
-    kv = keys.shape[0]
-    grouped = q.reshape(kv, heads // kv * rows, size)
-    return (grouped @ keys.float().transpose(-1, -2)).view(heads, rows, keys.shape[1])
+def _products(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
+    """(layers, heads, r, n) products of `q` (layers, heads, r, d) with each layer's keys (kv_heads, n, d)."""
+    layers, heads, rows, size = q.shape
+    kv, count, _ = keys[0].shape
+    products = q.new_empty(layers, heads, rows, count)
+    # neighbouring heads share their keys: one product for all their rows
+    shape = layers, kv, heads // kv * rows
+    for grouped, own, out in zip(q.reshape(*shape, size), keys, products.view(*shape, count), strict=True):
+        torch.bmm(grouped, own.float().transpose(1, 2), out=out)
+    return products
+
+
+def _scaled(q: Tensor, scales: Sequence[float]) -> Tensor:
+    """`q` (layers, …) times each layer's scale, in place."""
+    if all(scale == scales[0] for scale in scales):
+        return q.mul_(scales[0])
+    return q.mul_(torch.tensor(scales, device=q.device).view(-1, *(1,) * (q.ndim - 1)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from tracekit.errors import PolicyError
 
-__all__ = ["attention_modules", "blocks_of", "final_norm", "refuse_compiled", "vocabulary_head"]
+__all__ = ["attention_modules", "attribute", "blocks_of", "final_norm", "refuse_compiled", "vocabulary_head"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_PROJECTIONS = frozenset(PROJECTIONS)
 
 
 def attention_modules(backbone: nn.Module) -> list[nn.Module]:
@@ -18,8 +21,11 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
     such module, norms between projection and RoPE, flex attention, sliding windows, or a compiled module.
     """
     refuse_compiled(backbone)
+    children = ((module, vars(module)["_modules"]) for module in backbone.modules())
     found = [
-        m for m in backbone.modules() if all(isinstance(getattr(m, name, None), nn.Module) for name in PROJECTIONS)
+        module
+        for module, own in children
+        if own.keys() >= _PROJECTIONS and all(own[name] is not None for name in PROJECTIONS)
     ]
     if not found:
         raise PolicyError(
@@ -28,14 +34,14 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
         )
     for module in found:
         where = f"{type(backbone).__name__}: attention {type(module).__name__}"
-        if getattr(module, "q_norm", None) is not None or getattr(module, "k_norm", None) is not None:
+        if attribute(module, "q_norm") is not None or attribute(module, "k_norm") is not None:
             raise PolicyError(f"{where} normalises queries or keys after projecting them; it cannot be observed")
         if _implementation(module) == "flex_attention":
             raise PolicyError(
                 f"{where} runs flex attention, whose masks cannot be read; load the model with "
                 'attn_implementation="sdpa"'
             )
-        if getattr(module, "sliding_window", None) is not None:
+        if attribute(module, "sliding_window") is not None:
             raise PolicyError(f"{where} has a sliding window; only plain causal attention can be observed")
     return found
 
@@ -79,7 +85,7 @@ def final_norm(backbone: nn.Module) -> nn.Module:
 def refuse_compiled(root: nn.Module, path: str = "") -> None:
     """Raise PolicyError if `root`, which lies at `path`, or a module below it is compiled: hooks would not run."""
     for name, module in root.named_modules(prefix=path):
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        if "_orig_mod" in vars(module)["_modules"] or getattr(module, "_compiled_call_impl", None) is not None:
             raise PolicyError(
                 f"{name or type(root).__name__} is compiled by torch.compile, which does not run hooks; pass the model "
                 "before compiling it"
@@ -87,5 +93,12 @@ def refuse_compiled(root: nn.Module, path: str = "") -> None:
 
 
 def _implementation(module: nn.Module) -> str | None:
-    found: str | None = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    found: str | None = getattr(attribute(module, "config"), "_attn_implementation", None)
     return found
+
+
+def attribute(module: nn.Module, name: str) -> Any:
+    """The attribute or child `name`, None if there is none: to find nothing takes a module's own access far longer."""
+    own = vars(module)
+    found: Any = own[name] if name in own else own["_modules"].get(name)
+    return getattr(type(module), name, None) if found is None else found

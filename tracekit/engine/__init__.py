@@ -5,13 +5,14 @@ from tracekit.engine.deciding import Decider, keep_everything, observed_when, pr
 from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.forward import Beside
 from tracekit.engine.observing import needed_capture, observables_of, spread_attention, translation_m
-from tracekit.engine.result import PassRecord, StepResult
+from tracekit.engine.result import Captured, PassRecord, StepResult
 from tracekit.engine.step import StepOptions, control_step, decision_shape
 from tracekit.engine.threads import execution_threads
 from tracekit.engine.together import run_together
 
 __all__ = [
     "Beside",
+    "Captured",
     "Controller",
     "Decider",
     "PassRecord",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.config import Configuration
-from tracekit.engine.result import StepResult
+from tracekit.engine.result import Captured, StepResult
 from tracekit.errors import ConfigError
 from tracekit.profiling import StageClock
 from tracekit.pruning import Decision, DecisionKey, Observables, Scores, Shape, observed_patches, reduce
@@ -213,12 +213,8 @@ def repeated(memory: FrameMemory, clock: StageClock) -> StepResult:
         memory=memory,
         times_ns=clock.times_ns,
         wall_ns=clock.elapsed_ns(),
-        observables=None,
-        action_rows=None,
+        captured=Captured(),
         encoded=(),
-        extras={},
-        hooks_ns=None,
-        reduction_ns=0,
         repeated=True,
     )
 

@@ -81,13 +81,12 @@ def observables_of(
     `patch`: (N_3D,) of its point tokens, None without points, and `nearest_patch` where it is known; `kept`:
     (N_visual,), None for all; `centres`: (N_3D, 3); `embeddings`: (N_visual, D); `sensed`: see `from_sensors`.
     """
-    received, extras, last_row = tap.received, tap.extras, tap.last_row
-    rows = [one.numpy() for one in received.values()]
-    attention = spread_attention(np.stack(rows, 2), tap.layers, tap.heads, tap.size) if rows else _NOTHING
+    rows, extras, last_row = tap.attention, tap.extras, tap.last_row
+    attention = _NOTHING if rows is None else spread_attention(rows.numpy(), tap.layers, tap.heads, tap.size)
     return Observables(
         norms={feature: norms.numpy() for feature, norms in tap.norms.items()},
         attention=attention,
-        groups=tuple(received),
+        groups=tap.groups,
         patch=patch,
         nearest_patch=nearest_patch,
         last_row=None if last_row is None else last_row.numpy(),

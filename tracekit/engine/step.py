@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from tracekit.engine.fitting import dropping_of
 from tracekit.engine.forward import Beside, CachedForward, FullForward, PassForward
 from tracekit.engine.inside import InsideDecision
 from tracekit.engine.observing import needed_capture, observables_of
-from tracekit.engine.result import PassRecord, StepResult
+from tracekit.engine.result import Captured, Deferred, PassRecord, StepResult, rows_digest
 from tracekit.layout import TokenLayout
 from tracekit.policy import Policy, Prefix, Tokens
 from tracekit.profiling import StageClock
@@ -134,7 +133,7 @@ class _Step:
                 if tap is not None and step == 0:
                     seen: Seen = None
                     with self.clock.stage("observe"):
-                        tap.launch()
+                        tap.launch(now=decider.watches)
                         if decider.watches:
                             observables = self._observables(tap, prefix, kept[0])
                             seen = reduced(self.config, observables, self.shape)
@@ -145,13 +144,14 @@ class _Step:
                         tapped.close()
         with self.clock.stage("decode", passes - 1):
             action = self.policy.read_out(sample).cpu().numpy()
-        later = None
+        captured: Captured | Deferred = Captured()
         if tap is not None:
-            with self.clock.stage("observe", passes - 1):
-                later = tap.received_later
-                observables = observables or self._observables(tap, first, kept[0])
+            captured = self._deferred(tap, first, kept[0], observables)
+            if decider.watches or self._remembers or not tap.can_wait:
+                with self.clock.stage("observe", passes - 1):
+                    captured = captured.get()
         if decider.mode == "in_network":
-            decider.remember(self._whole(observables, later))
+            decider.remember(self._whole(captured) if isinstance(captured, Captured) else None)
         return StepResult(
             action=action,
             samples=torch.stack(samples).float().cpu().numpy(),
@@ -163,12 +163,8 @@ class _Step:
             memory=decider.memory,
             times_ns=self.clock.times_ns,
             wall_ns=self.clock.elapsed_ns(),
-            observables=observables,
-            action_rows=None if later is None else later.numpy(),
+            captured=captured,
             encoded=tuple(_pass_record(one, with_rows=self.options.encoded == "rows") for one in self.encoded),
-            extras={} if tap is None else {name: values.numpy() for name, values in tap.extras.items()},
-            hooks_ns=None if tap is None else np.array(tap.hooks_ns, np.int64),
-            reduction_ns=0 if tap is None else tap.reduction_ns,
             whole_share=dropping.whole_share,
         )
 
@@ -243,11 +239,30 @@ class _Step:
         head = vocabulary_head(self.policy) if "logits" in spec.norms else None
         return AttentionTap(self.policy.backbone, self.tokens.layout, spec.groups, spec, head)
 
-    def _whole(self, observables: Observables | None, later: Tensor | None) -> Observables | None:
+    def _deferred(
+        self, tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_], observables: Observables | None
+    ) -> Deferred:
+        """What the tap saw; its arithmetic is the recording's, and the control loop need not wait for it."""
+
+        @torch.inference_mode()
+        def take() -> Captured:
+            later = tap.received_later
+            return Captured(
+                observables=observables or self._observables(tap, prefix, kept),
+                action_rows=None if later is None else later.numpy(),
+                extras={name: values.numpy() for name, values in tap.extras.items()},
+                hooks_ns=np.array(tap.hooks_ns, np.int64),
+                reduction_ns=tap.reduction_ns,
+            )
+
+        return Deferred(take)
+
+    @staticmethod
+    def _whole(captured: Captured) -> Observables | None:
         """The step's observables with what the later passes showed."""
-        if observables is None or later is None:
-            return observables
-        return replace(observables, attention_action=later.numpy())
+        if captured.observables is None or captured.action_rows is None:
+            return captured.observables
+        return replace(captured.observables, attention_action=captured.action_rows)
 
     def _observables(self, tap: AttentionTap, prefix: Prefix, kept: npt.NDArray[np.bool_] | None) -> Observables:
         method, rows = self.config.method, None
@@ -279,5 +294,5 @@ def _pass_record(prefix: Prefix, *, with_rows: bool) -> PassRecord:
         centres=None if prefix.centres is None else prefix.centres.cpu().numpy(),
         patch=_patch(prefix),
         rows=rows if with_rows else None,
-        rows_digest=hashlib.sha256(rows.tobytes()).digest(),
+        digest=None if with_rows else rows_digest(rows),
     )

@@ -6,8 +6,9 @@ finds `layers[i].self_attn.{q,k,v,o}_proj` and `norm` by structure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal attention through the fused kernel, with grouped queries where `kv_heads` is below `heads`."""
+    """Causal attention through the fused kernel, with grouped queries where `kv_heads` is below `heads`.
+
+    `observers`: called with the projected queries and keys, (..., n, heads·head_dim), not rotated, and the keyword
+    arguments of the call, once the cache holds the keys. A capture enters itself here: a call costs a third of hooks on
+    two projections and the module, and on a small policy hooks are what capturing costs.
+    """
 
     def __init__(self, hidden: int, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -107,6 +113,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(hidden, kv_heads * self.head_dim, bias=False)
         self.v_proj = Linear(hidden, kv_heads * self.head_dim, bias=False)
         self.o_proj = Linear(hidden, hidden, bias=False)
+        self.observers: list[Callable[[Tensor, Tensor, Mapping[str, Any]], None]] = []
 
     def forward(
         self,
@@ -119,10 +126,14 @@ class Attention(nn.Module):
         """(..., n, hidden) -> (..., n, hidden); see `Backbone.forward`."""
         cos, sin = position_embeddings
         x = x.to(self.q_proj.weight.dtype)  # once for the three of them
-        query = rotate(self._heads(self.q_proj(x)), cos, sin)
-        key = rotate(self._heads(self.k_proj(x)), cos, sin)
+        projected_query, projected_key = self.q_proj(x), self.k_proj(x)
+        query = rotate(self._heads(projected_query), cos, sin)
+        key = rotate(self._heads(projected_key), cos, sin)
         value = self._heads(self.v_proj(x))
         projected: Tensor = self.o_proj(self._mix(query, key, value, cache, mask).reshape(x.shape))
+        for observe in self.observers:
+            given = {"position_embeddings": position_embeddings, "cache": cache, "mask": mask}
+            observe(projected_query, projected_key, given)
         return projected
 
     def together(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recorders.recorder import Recorder
 from recorders.sim.environment import VIEW, Environment, episode_uid
 from recorders.sim.evaluate.controls import swap_colours
-from tracekit.engine import Controller, StepResult
+from tracekit.engine import Captured, Controller, StepResult
 
 __all__ = ["EpisodeOutcome", "run_episode"]
 
@@ -77,7 +77,7 @@ def run_episode(
                     result = controller.step(seen)
                     step.action = result.action[0]
             # What is kept of a step is small; its observables are not.
-            results.append(replace(result, observables=None, encoded=(), action_rows=None, memory=None))
+            results.append(replace(result, captured=Captured(), encoded=(), memory=None))
             outcome = environment.step(result.action[0])
             observation, done, success = outcome.observation, outcome.done, outcome.success
         if episode is not None:

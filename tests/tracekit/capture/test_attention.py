@@ -86,6 +86,11 @@ def tapped(backbone, rows, positions, groups=GROUPS, split=None):
             return tap, torch.cat([first, backbone(rows[split:], positions[split:], cache)])
 
 
+def received(tap):
+    """Group -> (layers, heads, visual) of what the tap rebuilt."""
+    return dict(zip(tap.groups, tap.attention.unbind(2), strict=True))
+
+
 DROPPED = st.sets(st.integers(0, len(VISUAL) - 1))
 
 
@@ -99,8 +104,8 @@ def test_rows_are_those_of_an_eager_forward(dropped, kv_heads, cached, seed):
     eager = eager_forward(backbone, rows, positions)
     torch.testing.assert_close(hidden, eager.hidden, rtol=1e-4, atol=1e-5)
     expected = expected_rows(eager.attention, positions)
-    assert list(tap.received) == list(GROUPS)
-    for group, found in tap.received.items():
+    assert tap.groups == GROUPS
+    for group, found in received(tap).items():
         assert found.shape == (3, 4, len(VISUAL))
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected[group], rtol=0, atol=1e-5)
@@ -142,7 +147,7 @@ def test_rows_are_the_softmax_of_the_very_queries_and_keys_that_were_computed(dr
         turned = (rotated(x, positions, backbone.rope_theta).double() for x in (q, k))
         maps.append(probabilities(*turned, visible).float())
     expected = expected_rows(torch.stack(maps), positions)
-    for group, found in tap.received.items():
+    for group, found in received(tap).items():
         torch.testing.assert_close(found, expected[group], rtol=1e-5, atol=1e-7)
 
 
@@ -165,7 +170,7 @@ def test_a_later_pass_over_the_cache_has_rows_of_the_tail_only():
     with AttentionTap(backbone, LAYOUT, ("action",)) as tap, tap.rows(positions[PREFIX:], positions[:PREFIX]):
         backbone(rows[PREFIX:], positions[PREFIX:], cache)
     expected = expected_rows(eager_forward(backbone, rows, positions).attention, positions, ("action",))
-    torch.testing.assert_close(tap.received["action"], expected["action"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(received(tap)["action"], expected["action"], rtol=0, atol=1e-5)
     assert tap.norms == {}
 
 
@@ -178,7 +183,7 @@ def test_rows_fed_behind_the_layout_are_no_groups():
     padded = torch.cat([rows, rows[-1:].expand(9, -1)])
     plain, _ = tapped(backbone, sequence(), torch.arange(LAYOUT.length))
     split, _ = tapped(backbone, padded, positions)
-    torch.testing.assert_close(split.received["action"], plain.received["action"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(received(split)["action"], received(plain)["action"], rtol=1e-5, atol=1e-7)
 
 
 def test_the_tap_changes_nothing_and_leaves_no_hook():
@@ -190,6 +195,7 @@ def test_the_tap_changes_nothing_and_leaves_no_hook():
     assert tap.elapsed_ns > 0
     with pytest.raises(RuntimeError), AttentionTap(backbone, LAYOUT, GROUPS) as tap, tap.rows(positions):
         backbone(rows[:, :5], positions)
+    assert not any(layer.self_attn.observers for layer in backbone.layers)
     for module in backbone.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -201,15 +207,15 @@ def test_a_group_that_the_layout_lacks_is_left_out():
     backbone, positions = decoder(), torch.arange(10)
     with AttentionTap(backbone, layout, GROUPS) as tap, tap.rows(positions):
         backbone(sequence()[:10], positions)
-    assert list(tap.received) == ["text", "action"]
-    assert tap.received["text"].shape == (3, 4, 4)
+    assert tap.groups == ("text", "action")
+    assert received(tap)["text"].shape == (3, 4, 4)
 
 
 def test_forward_calls_that_were_not_announced_are_refused():
     backbone, positions = decoder(), torch.arange(LAYOUT.length)
     with pytest.raises(PolicyError, match="not announced"), AttentionTap(backbone, LAYOUT, GROUPS):
         backbone(sequence(), positions)
-    assert not backbone.layers[0].self_attn._forward_hooks
+    assert not backbone.layers[0].self_attn.observers
 
 
 def test_a_group_whose_rows_never_came_is_named():
@@ -217,7 +223,7 @@ def test_a_group_whose_rows_never_came_is_named():
     with AttentionTap(backbone, LAYOUT, GROUPS) as tap, tap.rows(positions):
         backbone(sequence()[:PREFIX], positions)
     with pytest.raises(PolicyError, match="'action'"):
-        _ = tap.received
+        _ = tap.attention
 
 
 def test_only_llama_shaped_backbones_can_be_tapped():

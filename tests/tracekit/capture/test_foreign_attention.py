@@ -68,7 +68,7 @@ def expected(maps, group):
 
 def check(tap, maps, tolerance=1e-6):
     for group in GROUPS:
-        found = tap.received[group]
+        found = tap.attention[:, :, tap.groups.index(group)]
         assert found.shape == (LAYERS, HEADS, len(LAYOUT.visual_positions))
         assert (found - expected(maps, group)).abs().max() <= tolerance
 
@@ -127,7 +127,7 @@ def test_a_mask_that_the_call_is_given_is_obeyed(llama, rows, additive):
     )
     check(tap, maps)
     blind = (LAYOUT.visual_positions >= 20) & (LAYOUT.visual_positions < 40)
-    assert not tap.received["action"][..., torch.from_numpy(blind)].any()
+    assert not tap.attention[:, :, tap.groups.index("action")][..., torch.from_numpy(blind)].any()
 
 
 class Attention440(nn.Module):

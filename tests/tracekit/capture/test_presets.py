@@ -140,7 +140,7 @@ def test_unknown_presets_and_layers_that_are_not_there_are_refused(small_policy,
     with pytest.raises(ConfigError, match="minimal, default, baselines, full"):
         CaptureSpec.preset("deluxe")
     controller = Controller(small_policy, make_config(), StepOptions(CaptureSpec(layers=(90,))))
-    with pytest.raises(ConfigError, match=r"capture\.layers: the policy has"):
+    with pytest.raises(ConfigError, match=r"by the capture: the policy has layers 0 to 1, not 90"):
         controller.step(observation)
 
 
