@@ -66,6 +66,10 @@ class Recorder:
                 'reuse.kind = "skip_frame": every second step runs no forward pass, so there is nothing to record of '
                 "it; record with another reuse, and replay with this one"
             )
+        if config.execution.mode == "throughput":
+            raise TraceError(
+                'execution.mode = "throughput" computes steps of several replays together; record with mode = "latency"'
+            )
         self._capture = capture or CaptureSpec.default()
         if config.method.observes != "none":  # what was decided from is stored, so that it can be decided from again
             self._capture = self._capture.merged(needed_capture(config))

@@ -193,7 +193,11 @@ def test_a_trace_of_two_configurations_is_refused(lagged_trace):
         record(lagged_trace, make(observe=LAGGED, reuse=PINNED, tau_2d=0.05))
 
 
-def test_skipped_frames_are_not_recorded(tmp_path, small_policy):
+def test_what_is_no_latency_run_is_not_recorded(tmp_path, small_policy):
     with pytest.raises(TraceError, match="runs no forward pass"):
         Recorder(tmp_path / "t", Controller(small_policy, make(reuse={"kind": "skip_frame"})))
+    together = make()
+    together = replace(together, execution=replace(together.execution, mode="throughput"))
+    with pytest.raises(TraceError, match="steps of several replays together"):
+        Recorder(tmp_path / "t", Controller(small_policy, together))
     assert not (tmp_path / "t").exists()

@@ -139,6 +139,13 @@ def test_everything_but_the_name_changes_the_digest(change):
     assert parse(**{"pruner": TRI_STAGE, **change}).digest != parse(pruner=TRI_STAGE).digest
 
 
+def test_digests_stay_what_they_were():
+    """Results are filed under them: an option that is added must not rename what was computed without it."""
+    known = {"default": "0b5efc4376d29ceb", "default-prefix-kv": "53196a8cea9e4a8a", "fastv": "39943919e8f45e2b"}
+    known |= {"naive-50": "dbfe52ad8b3ed775", "none": "a0e17663c0a0edf5", "vla-pruner": "a8902b28510c5261"}
+    assert {name: load_config(name).digest[:16] for name in known} == known
+
+
 def test_presets_all_load():
     assert {"default", "default-prefix-kv", "naive-50", "none"} <= set(preset_names())
     configs = {name: load_config(name) for name in preset_names()}
