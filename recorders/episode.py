@@ -23,7 +23,7 @@ from tracekit.observation import Observation
 from tracekit.pruned_records import pruned_fields
 from tracekit.pruning import Reduction
 from tracekit.records import Field, field, step_fields
-from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter
+from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter, with_measured_codec
 
 __all__ = ["EpisodeRecording", "StepRecording"]
 
@@ -185,7 +185,10 @@ class EpisodeRecording:
 
     def _append(self, fields: Mapping[str, Field], views: list[str], layout: list[list[Any]]) -> None:
         if self._episode is None:
-            schema = {key: item.spec for key, item in fields.items()}
+            schema = {
+                key: item.spec if item.value is None else with_measured_codec(item.spec, item.value)
+                for key, item in fields.items()
+            }
             cameras = {view: camera.to_json() for view, camera in (self._cameras or {}).items()}
             about = {**self._info.attributes, "cameras": cameras, "views": views, "layout": layout}
             info = replace(self._info, attributes=about)

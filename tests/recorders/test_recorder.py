@@ -121,6 +121,8 @@ def test_what_is_stored_is_what_happened(tmp_path, small_policy, observations):
             np.testing.assert_array_equal(episode.read(key, index), value, err_msg=key)
         digests = episode.read(keys.ROWS_DIGEST, index)
         assert [row.tobytes() for row in digests] == [record.rows_digest for record in result.encoded]
+    codecs = {key: episode.spec(key).codec for key in (keys.image("front"), keys.depth("front"), keys.ATTENTION)}
+    assert codecs == {keys.image("front"): "zstd1", keys.depth("front"): "zstd1", keys.ATTENTION: None}
     assert episode.info.attributes["phases"] == ["reach"]
     assert episode.read(keys.PHASE).tolist() == [0, 0]
 

@@ -7,6 +7,7 @@ Writing is append-only and journalled: a killed process loses at most the step i
 from tracekit.store.copying import copy_trace
 from tracekit.store.dropping import Pruned, prune_store
 from tracekit.store.episode_writer import EpisodeWriter
+from tracekit.store.measuring import with_measured_codec
 from tracekit.store.places import refuse_inside_store
 from tracekit.store.reader import Episode, Trace
 from tracekit.store.repairing import Repair, repair
@@ -30,4 +31,5 @@ __all__ = [
     "refuse_inside_store",
     "repair",
     "verify",
+    "with_measured_codec",
 ]

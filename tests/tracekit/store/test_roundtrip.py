@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.tracekit.store.support import SCHEMA, check_episode, expected, record, step_of
 from tracekit.errors import TraceError, TracekitError
-from tracekit.store import ArraySpec, EpisodeInfo, Trace, TraceWriter, copy_trace
+from tracekit.store import ArraySpec, EpisodeInfo, Trace, TraceWriter, copy_trace, with_measured_codec
 from tracekit.store.bfloat16 import from_bits, to_bits
 
 DTYPES = [
@@ -255,3 +256,17 @@ def test_streams_keep_their_own_order_even_when_the_clock_goes_back(tmp_path):
 
 def test_step_helper_differs_between_steps():
     assert (step_of(0, 0)["observation/images/front"] != step_of(0, 1)["observation/images/front"]).any()
+
+
+@pytest.mark.parametrize(
+    ("row", "codec"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), "zstd1"),
+        (np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8), None),
+        (np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32), None),
+        (np.zeros(100, np.uint8), None),  # too small to matter
+    ],
+)
+def test_a_codec_is_taken_where_it_pays(row, codec):
+    spec = ArraySpec(str(row.dtype), row.shape, tuple("abc"[: row.ndim]))
+    assert with_measured_codec(spec, row) == replace(spec, codec=codec)
