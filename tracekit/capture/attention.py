@@ -75,6 +75,7 @@ class AttentionTap:
         self._q: list[Tensor | None] = [None] * len(self._modules)
         self._k: list[Tensor | None] = [None] * len(self._modules)
         self._handles: list[RemovableHandle] = []
+        self._is_own = False
         self.elapsed_ns = 0
         self.hooks_ns = [0] * len(self._modules)
         self.dtype: torch.dtype | None = None
@@ -111,6 +112,7 @@ class AttentionTap:
                 observers.append(partial(self._saw, index, module))
             else:
                 self._hook(index, module)
+        self._is_own = not self._handles
         self._handles.append(self._norm.register_forward_hook(self._normed))
         self._handles += self._extras.hooks(lambda: None if self._call is None or self._later else self._call.plan)
         return self
@@ -272,9 +274,17 @@ class AttentionTap:
     def _normed(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         start = time.perf_counter_ns()
         call = self._announced()
-        if not call.later:
-            with arithmetic(self._device, output.numel()):
-                self._extras.normed(call.plan, inputs[0], output)
+        if not call.later and len(call.plan.own_visual):
+
+            def norms(plan: CallPlan = call.plan, residual: Tensor = inputs[0]) -> None:
+                with arithmetic(self._device, output.numel()):
+                    self._extras.normed(plan, residual, output)
+
+            # Only the toolkit's own decoder is known to leave its output as it is.
+            if self._is_own:
+                self._waiting.add(norms, output.nbytes + inputs[0].nbytes)
+            else:
+                norms()
         self.elapsed_ns += time.perf_counter_ns() - start
 
     def _announced(self) -> Call:

@@ -20,8 +20,10 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
     Raises PolicyError (one line) where rows rebuilt from the projections would not be those of the forward pass: no
     such module, norms between projection and RoPE, flex attention, sliding windows, or a compiled module.
     """
-    refuse_compiled(backbone)
-    children = ((module, vars(module)["_modules"]) for module in backbone.modules())
+    modules = list(backbone.modules())
+    if any(_is_compiled(module) for module in modules):
+        refuse_compiled(backbone)
+    children = ((module, vars(module)["_modules"]) for module in modules)
     found = [
         module
         for module, own in children
@@ -85,11 +87,15 @@ def final_norm(backbone: nn.Module) -> nn.Module:
 def refuse_compiled(root: nn.Module, path: str = "") -> None:
     """Raise PolicyError if `root`, which lies at `path`, or a module below it is compiled: hooks would not run."""
     for name, module in root.named_modules(prefix=path):
-        if "_orig_mod" in vars(module)["_modules"] or getattr(module, "_compiled_call_impl", None) is not None:
+        if _is_compiled(module):
             raise PolicyError(
                 f"{name or type(root).__name__} is compiled by torch.compile, which does not run hooks; pass the model "
                 "before compiling it"
             )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in vars(module)["_modules"] or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _implementation(module: nn.Module) -> str | None:

@@ -77,6 +77,13 @@ class Waiting:
         if call.waiting and (self._device.type != "cpu" or (call.in_place and call.plan.feeds_tail)):
             self.settle()  # the next pass would write over the keys of this tail
 
+    def add(self, job: Callable[[], None], nbytes: int) -> None:
+        """Arithmetic of another kind that may wait, and what it holds until then."""
+        self._jobs.append(job)
+        self._bytes += nbytes
+        if self._device.type != "cpu" or self._bytes > PENDING_BYTES:
+            self.settle()
+
     def end_pass(self) -> None:
         """Later calls over the same prefix are another pass: their rows are rebuilt apart."""
         self._tails = None

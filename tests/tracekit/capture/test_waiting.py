@@ -157,6 +157,8 @@ def test_what_is_read_later_by_another_thread_is_what_would_have_been_read_at_on
     assert observables.attention.tobytes() == at_once.observables.attention.tobytes()
     assert observables.last_row.tobytes() == at_once.observables.last_row.tobytes()
     assert observables.qk_text_layer0.tobytes() == at_once.observables.qk_text_layer0.tobytes()
+    for feature in ("prenorm", "postnorm"):
+        assert observables.norms[feature].tobytes() == at_once.observables.norms[feature].tobytes()
     assert action_rows.tobytes() == at_once.action_rows.tobytes()
     assert later.encoded[0].rows_digest == at_once.encoded[0].rows_digest
     assert later.reduction_ns > 0
