@@ -193,7 +193,9 @@ class AttentionTap:
     @property
     def can_wait(self) -> bool:
         """Whether the results may be asked for later, by another thread even: little memory is held until then."""
-        return self._device.type == "cpu" and self._waiting.is_small
+        # The precision of products belongs to the process: another thread must not set it while the policy runs.
+        precise = torch.get_float32_matmul_precision() == "highest"
+        return precise and self._device.type == "cpu" and self._waiting.is_small
 
     def launch(self, *, now: bool = True) -> None:
         """Start bringing the first pass's results to the host, without waiting; the properties wait.

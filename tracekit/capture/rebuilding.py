@@ -7,7 +7,7 @@ because on small models it is the number of calls that costs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -56,25 +56,26 @@ class TailRows:
 
 @contextmanager
 def arithmetic(device: torch.device, products: int) -> Iterator[None]:
-    """Where rebuilt rows are computed: in full precision, whatever autocast the observed model runs under.
+    """Where rebuilt rows are computed: in full precision, whatever autocast or reduced products the model runs under.
 
     On the CPU by one thread where a layer takes few `products`; per layer, so that its bits do not depend on how many
     layers are taken together.
     """
-    before = torch.get_num_threads()
-    alone = device.type == "cpu" and products < SMALL and before > 1
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    alone = device.type == "cpu" and products < SMALL and threads > 1
     cast = torch.is_autocast_enabled(device.type)
     if alone:
         torch.set_num_threads(1)
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
     try:
-        if cast:
-            with torch.autocast(device.type, enabled=False):
-                yield
-        else:
+        with torch.autocast(device.type, enabled=False) if cast else nullcontext():
             yield
     finally:
         if alone:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
 
 
 def probabilities(layers: Sequence[LayerRows], rotary: Rotary) -> Tensor:

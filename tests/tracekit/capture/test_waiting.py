@@ -13,6 +13,8 @@ from tests.small import make_config, make_policy
 from tests.tracekit.capture.test_attention import LAYOUT, PREFIX, VISUAL, decoder, expected_rows, sequence
 from tracekit.capture import GROUPS, AttentionTap, CaptureSpec
 from tracekit.capture import waiting as waiting_module
+from tracekit.capture.rebuilding import LayerRows, arithmetic
+from tracekit.capture.rebuilding import probabilities as probabilities_of
 from tracekit.engine import Controller, StepOptions
 from tracekit.errors import PolicyError
 from tracekit.model.backbone import KVCache
@@ -99,14 +101,13 @@ def test_hooks_see_what_an_observer_sees():
     assert not any(module._forward_hooks for module in backbone.modules())
 
 
-def test_in_half_precision_rows_are_those_of_the_very_queries_and_keys():
-    """Softmax in float64 over the bfloat16 projections as they came out: within 2e-2, over a cache as well."""
-    backbone = decoder().bfloat16()
+def error_against_projections(backbone, dtype):
+    """(tap, largest error) against softmax in float64 over the projections as they came out, over a cache as well."""
     seen = {"q": [], "k": []}
     for layer in backbone.layers:
         layer.self_attn.q_proj.register_forward_hook(lambda _m, _i, out: seen["q"].append(out.clone()))
         layer.self_attn.k_proj.register_forward_hook(lambda _m, _i, out: seen["k"].append(out.clone()))
-    tap, _ = passes(backbone, 1, dtype=torch.bfloat16)
+    tap, _ = passes(backbone, 1, dtype=dtype)
     visible, maps, layers = torch.ones(LAYOUT.length, LAYOUT.length, dtype=torch.bool).tril(), [], len(backbone.layers)
     for layer in range(layers):
         q, k = (
@@ -116,9 +117,34 @@ def test_in_half_precision_rows_are_those_of_the_very_queries_and_keys():
         turned = (rotated(x.float(), POSITIONS, backbone.rope_theta).double() for x in (q, k))
         maps.append(probabilities(*turned, visible).float())
     expected = expected_rows(torch.stack(maps), POSITIONS)
-    for axis, group in enumerate(GROUPS):
-        assert (tap.attention[:, :, axis] - expected[group]).abs().max() <= 2e-2
+    errors = [(tap.attention[:, :, axis] - expected[group]).abs().max() for axis, group in enumerate(GROUPS)]
+    return tap, float(max(errors))
+
+
+def test_in_half_precision_rows_are_those_of_the_very_queries_and_keys():
+    tap, error = error_against_projections(decoder().bfloat16(), torch.bfloat16)
+    assert error <= 2e-2
     assert tap.dtype == torch.bfloat16
+
+
+def test_reduced_products_of_the_process_do_not_reach_the_rows():
+    """At sizes where this processor has bfloat16 products; elsewhere the setting changes nothing, and nothing fails."""
+    generator, before = torch.Generator().manual_seed(0), torch.get_float32_matmul_precision()
+    query, keys = torch.randn(64, 256, generator=generator), torch.randn(2, 512, 128, generator=generator)
+    straight = torch.ones(64, 128), torch.zeros(64, 128)
+    rows = LayerRows(0, query, keys, 128**-0.5, torch.zeros(1, 64, 512))
+    expected = (query.view(64, 2, 128).transpose(0, 1).double() @ keys.mT.double() * 128**-0.5).softmax(-1)
+    backbone = decoder()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with arithmetic(torch.device("cpu"), 0):
+            found = probabilities_of([rows], straight)[0]
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert not AttentionTap(backbone, LAYOUT, GROUPS).can_wait  # the setting belongs to the process
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert AttentionTap(backbone, LAYOUT, GROUPS).can_wait
+    assert (found - expected).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("reuse", ["none", "prefix_kv"])
