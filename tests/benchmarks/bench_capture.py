@@ -3,8 +3,8 @@
 Paired and interleaved: in every round each variant takes the same step once, in turn, and is compared with the
 unobserved step of that round. Shown are the median of the differences and its 95 % interval (by order statistics), in
 wall time and in processor time; the latter is what a shared machine disturbs least. Variants: the default capture
-alone; the same, with the observables read in the loop, where otherwise a small policy leaves their arithmetic to whoever
-reads them; with the recorder and its writer's thread, which does; and eager attention that forms every map, as hooking
+alone; the same with the observables read in the loop (otherwise a small policy leaves their arithmetic to whoever
+reads them); with the recorder and its writer's thread, which does; and eager attention that forms every map, as hooking
 `output_attentions` does. Targets: capture alone at most 1 % or 1 ms, with the writer at most 5 %; at the release's
 widths (`--widths`: one layer) at most 2 %.
 """
