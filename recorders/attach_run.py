@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from recorders.action_norm import action_norm
 from recorders.attach_generators import generator_states
 from recorders.attach_layout import layout_of
 from recorders.attach_passes import Feed, PassSeen, PassWatch, wrapped
@@ -72,8 +73,9 @@ def attach(
     projections, where autocast makes it another than the weights'. `sites`: paths of `recorders.sites.Sites` that
     are not found by themselves. `identity`: of the loaded policy that will replay the trace, so that the replay finds
     its weights; by default made of `name`, the backbone's configuration and the weights. `capture`, `source`: as in
-    `Recorder`. `prune`: also prune it, as `prune_live` does; the trace then has masks, reasons and memory, and is of
-    kind `pruned_live`. The initial noise is that of the first pass; the schedule must be the release's (DDIM, eta 0).
+    `Recorder`; `action_norm` is added to the latter. `prune`: also prune it, as `prune_live` does; the trace then has
+    masks, reasons and memory, and is of kind `pruned_live`. The initial noise is that of the first pass; the schedule
+    must be the release's (DDIM, eta 0).
 
     Raises PolicyError (one line) for a policy that cannot be observed, TraceError where the trace cannot be written.
     """
@@ -87,8 +89,9 @@ def attach(
     rows = None if prune is None else PrunedRows(policy, found, config, views)
     run = _Run(_Described(identity, action_spec), config, owner, backbone, tuple(views), rows)
     watch = PassWatch(policy, found, run)
+    described = {**(source or {}), "action_norm": action_norm(resolve(policy, found.head))}
     with ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(path, run, capture, source=source))
+        recorder = stack.enter_context(Recorder(path, run, capture, source=described))
         stack.callback(watch.remove)
         watch.install()
         stack.enter_context(wrapped(policy, found.predict, run.around(watch)))

@@ -94,6 +94,7 @@ def test_identity_and_execution_are_those_of_the_loaded_checkpoint(policy, recor
     attributes = Trace.open(recorded[0]).attributes
     assert attributes["kind"] == "full"
     assert attributes["policy"] == policy.identity.to_json()
+    assert attributes["source"] == {"action_norm": "std"}
     assert attributes["execution"]["dtype"] == "float32"
     assert attributes["execution"]["reuse"]["kind"] == "none"
 
