@@ -17,10 +17,11 @@ from replay.source import TraceSource
 from replay.sources import program_versions
 from replay.summary import Summary
 from tracekit.config import Configuration
+from tracekit.digest import digest_arrays
 from tracekit.engine import decision_shape
 from tracekit.errors import TraceError
 from tracekit.fingerprint import environment_fingerprint
-from tracekit.pruning import Scores, decision_digest, observed_patches, reduce
+from tracekit.pruning import Observables, Scores, decision_digest, observed_patches, reduce
 from tracekit.store import ArraySpec, Episode, EpisodeInfo, Trace, TraceWriter, refuse_inside_store
 
 __all__ = ["REPLAY_FORMAT", "ReplayResult", "SavedReplay", "StepDigests", "check_target"]
@@ -176,6 +177,8 @@ def _step_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArr
 
 def _seen_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArray[Any]]:
     """What pass 0 of this step showed to a pruner that reads scores, and of which patches: what a decision is from."""
+    if config.method.reads == "observables":
+        return _observed_digest(step, config)
     if config.method.reads != "scores" or config.method.observes != "forward":
         return {}
     result = step.result
@@ -195,6 +198,20 @@ def _seen_arrays(step: StepReplay, config: Configuration) -> dict[str, npt.NDArr
         return {}
     scores = {f"seen/{item.name}": np.asarray(getattr(seen, item.name)) for item in fields(Scores)}
     return scores | {"seen/observed": observed}
+
+
+def _observed_digest(step: StepReplay, config: Configuration) -> dict[str, npt.NDArray[Any]]:
+    """Digest of the observables that the pruner reads of this step: too large to save, and enough to compare."""
+    recorded = config.observe.feedback == "recorded"
+    seen = step.recorded.seen if recorded else step.result.observables
+    if not isinstance(seen, Observables):
+        return {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name in sorted(config.method.requires(config.pruner)):
+        value = getattr(seen, name, None)
+        parts = value if isinstance(value, Mapping) else {"": value}
+        arrays |= {f"{name}/{part}": np.asarray(array) for part, array in parts.items() if array is not None}
+    return {"digest/seen": np.frombuffer(bytes.fromhex(digest_arrays(arrays)), np.uint8)}
 
 
 @dataclass(frozen=True, slots=True)

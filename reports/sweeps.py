@@ -67,6 +67,8 @@ def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> list[str]
         if data["computed"]
         else "Every cell was there already."
     ]
+    if data["distinct_kmeans"]:
+        lines.append(f"{data['distinct_kmeans']:,} different k-means problems; what configurations share is done once.")
     if on_front > SHOWN:
         lines.append(f"{on_front - SHOWN} more are on the front: column `pareto` of the table.")
     if data["skipped"]:

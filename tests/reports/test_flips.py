@@ -13,6 +13,7 @@ from tests.small import make_config
 from tracekit.config import Configuration
 from tracekit.errors import TracekitError
 from tracekit.pruning import DecisionKey, Scores, Shape
+from tracekit.store import Trace
 from tracekit.testing import random_scores
 
 SHAPE = Shape(256, 256)
@@ -232,3 +233,25 @@ def test_what_was_saved_before_flips_could_be_told_is_no_reason_to_fail(small_tr
     assert detail.counts["logic"] == 0
     with pytest.raises(TracekitError):
         diff_replays(tmp_path / "a", tmp_path / "nowhere")
+
+
+def test_inputs_of_pruners_that_read_observables_are_compared_by_digest(small_trace, tmp_path):
+    from replay import SavedReplay
+    from tracekit import keys
+    from tracekit.store import copy_trace
+
+    def touch(_episode, key, array):
+        return array + 1e-3 if key == keys.STATE else array
+
+    copy_trace(small_trace, tmp_path / "touched", edit=touch)
+    options = {"episodes": ["close_laptop-3"]}
+    config, other = (make_config("sp_vla", fps="pinned", rate=rate) for rate in (0.5, 0.6))
+    Replay(small_trace, **options).run(config).save(tmp_path / "a")
+    Replay(small_trace, **options).run(other).save(tmp_path / "b")
+    assert "digest/seen" in SavedReplay(tmp_path / "a").episodes("sp_vla")[0][1]
+    (detail,) = diff_replays(tmp_path / "a", tmp_path / "b").details
+    assert {flip.kind for flip in detail.flips} == {"logic"}
+    elsewhere = Replay(tmp_path / "touched", **options).run(config)
+    replace(elsewhere, trace_digest=Trace.open(small_trace).digest).save(tmp_path / "c")
+    (detail,) = diff_replays(tmp_path / "a", tmp_path / "c").details
+    assert {flip.kind for flip in detail.flips} <= {"real"}
