@@ -25,7 +25,7 @@ from tracekit.bench.costs import Cost, decoder_cost
 from tracekit.bench.limits import Limits, LimitsProbe
 from tracekit.bench.model import _observation, _random_policy, preset_config
 from tracekit.config import Configuration
-from tracekit.engine import Beside, Controller, StepOptions, StepResult, run_together
+from tracekit.engine import Beside, Captured, Controller, StepOptions, StepResult, run_together
 from tracekit.model import MLA
 from tracekit.policy import Precision
 from tracekit.profiling import STAGES
@@ -107,7 +107,7 @@ class Bench:
                     around=around,
                     observe=spent["observe"],
                     decide=sum(spent[stage] for stage in DECISION),
-                    result=replace(result, observables=None, memory=None),
+                    result=replace(result, captured=Captured(), memory=None),
                 )
             )
         return found

@@ -205,7 +205,7 @@ def keep_everything(shape: Shape) -> Decision:
 
 
 def repeated(memory: FrameMemory, clock: StageClock) -> StepResult:
-    """The result of a step that repeats the action before it; raises nothing, runs nothing."""
+    """The result of a step that runs nothing and repeats the action before it, which there must be."""
     if memory.last is None:
         raise ValueError("there is no step to repeat")
     return replace(
