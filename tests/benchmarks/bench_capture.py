@@ -43,7 +43,11 @@ def eager_maps(policy: Policy) -> Iterator[None]:
 
     fused, kept = backbone.functional.scaled_dot_product_attention, []
 
-    def eager(query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: bool = False) -> Any:
+    def eager(
+        query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: bool = False, enable_gqa: bool = False
+    ) -> Any:
+        if enable_gqa:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         if is_causal:
             attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
