@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-import recorders.sim.record
 from recorders import Recorder
 from recorders.sim import Environment, episode_uid
-from recorders.sim.record import record_simulator
-from tests.small import make_config, make_policy, record_trace
+from tests.small import make_config, make_policy
 from tracekit import keys
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
 from tracekit.engine import Controller, decision_shape
-from tracekit.errors import ConfigError, PolicyError, TraceError
-from tracekit.model import save_policy
+from tracekit.errors import PolicyError, TraceError
 from tracekit.philox import action_noise, fps_starts
 from tracekit.profiling import STAGES
 from tracekit.pruning import Reduction, reduce
@@ -402,63 +399,3 @@ def test_without_a_uid_one_is_drawn_and_kept(tmp_path, small_policy, observation
     assert first.id == f"close_box-{first.uid:016x}"
     noise = Trace.open(tmp_path / "trace").episode(first.id).read(keys.ACTION_NOISE, 0)
     np.testing.assert_array_equal(noise, action_noise(first.uid, 1, (2, 10)))
-
-
-def test_the_same_recording_twice_is_the_same(tmp_path, small_policy, small_trace):
-    """Time stamps and timings apart, which are measured."""
-    again = record_trace(tmp_path / "trace", small_policy, (("close_box", 7, 4), ("close_laptop", 3, 2)))
-    for info in Trace.open(small_trace).episodes:
-        one, other = Trace.open(small_trace).episode(info.id), Trace.open(again).episode(info.id)
-        assert one.keys() == other.keys()
-        for key in one:
-            if "time_ns" not in key and not key.startswith("timing/"):
-                assert one.read(key).tobytes() == other.read(key).tobytes(), key
-
-
-def test_the_simulator_is_recorded_in_whole_episodes(tmp_path):
-    summary = record_simulator(["close_box"], 1, 3, tmp_path / "trace", policy="small")
-    trace = Trace.open(tmp_path / "trace")
-    (info,) = trace.episodes
-    assert info.id == "close_box-3"
-    assert info.success is True
-    assert 5 <= info.steps <= 16
-    assert info.uid == episode_uid("close_box", 3)
-    assert "push" in info.attributes["phases"]
-    assert trace.episode(info.id).read(keys.ACTION_EXECUTED).shape == (info.steps, 1, 10)
-    assert trace.attributes["driver"] == "expert"
-    assert trace.attributes["source"]["kind"] == "simulator"
-    assert trace.attributes["fingerprint"]["threads"] == trace.attributes["execution"]["threads"] == 2
-    assert summary.to_json()["bytes"] == trace.nbytes
-    assert summary.trained is False
-
-
-@pytest.fixture
-def no_simulation(monkeypatch):
-    def simulate(*_):
-        raise AssertionError("something was simulated")
-
-    monkeypatch.setattr(recorders.sim.record, "_record_episode", simulate)
-
-
-@pytest.mark.usefixtures("no_simulation")
-def test_unusable_requests_are_refused_before_anything_is_simulated_or_written(tmp_path):
-    path = tmp_path / "trace"
-    for tasks, episodes, seed, words in (
-        (["close_box"], 0, 0, "--episodes 0"),
-        (["close_box"], 1, -1, "seed"),
-        (["close_bok"], 1, 0, "close_box"),
-        (["close_box", "close_box"], 1, 0, "twice"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            record_simulator(tasks, episodes, seed, path, policy="small")
-        assert not path.exists()
-    save_policy(make_policy(points=512), tmp_path / "policy")
-    for policy, words in (("smal", "no policy 'smal'"), (str(tmp_path / "policy"), "point cloud has shape")):
-        with pytest.raises(PolicyError, match=words):
-            record_simulator(["close_box"], 1, 0, path, policy=policy)
-        assert not path.exists()
-
-
-def test_a_duplicate_is_refused_before_anything_is_simulated(tmp_path, small_trace, no_simulation):
-    with pytest.raises(TraceError, match="'close_laptop-3' is already there"):
-        record_simulator(["close_laptop"], 4, 0, small_trace, policy="small")

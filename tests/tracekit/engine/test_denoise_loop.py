@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from recorders.sim import Environment
 from tests.small import make_config, make_policy
-from tests.tracekit.engine.test_step import run
+from tests.tracekit.engine.support import run
 
 PASS = 2
 

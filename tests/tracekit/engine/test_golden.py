@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.small import make_config
-from tests.tracekit.engine.test_step import relative
+from tests.tracekit.engine.support import relative
 from tracekit.capture import GROUPS, CaptureSpec
 from tracekit.config import Configuration
 from tracekit.engine import Controller, StepDraws, StepOptions

@@ -8,8 +8,8 @@ import torch
 
 from recorders.sim import Environment
 from replay import replay_decisions
-from tests.small import make_config, make_policy, record_trace
-from tests.tracekit.engine.test_step import UID, full_masks, literal_step, make_draws, relative, run
+from tests.small import make_config, make_draws, make_policy, record_trace
+from tests.tracekit.engine.support import UID, first_observations, full_masks, literal_step, relative, run
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration
 from tracekit.engine import Controller, StepOptions, decision_shape
@@ -25,10 +25,7 @@ def policy():
 
 @pytest.fixture(scope="module")
 def observations():
-    environment = Environment("close_box")
-    first = environment.reset(7)
-    action = np.r_[0.05, 0, -0.05, first.state[3:9], 0.0]
-    return [first, *(environment.step(action).observation for _ in range(3))]
+    return first_observations(4)
 
 
 def make(kind="fastv", reuse="none", *, drop="rows", **pruner):

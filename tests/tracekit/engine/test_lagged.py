@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from recorders.sim import Environment
 from replay import Replay, replay_decisions
-from tests.small import make_config
-from tests.tracekit.engine.test_step import UID, full_masks, literal_step, make_draws, relative, run
+from tests.small import make_config, make_draws
+from tests.tracekit.engine.support import UID, first_observations, full_masks, literal_step, relative, run
 from tracekit.config import Configuration
 from tracekit.engine import Controller, decision_shape
 from tracekit.errors import ConfigError, TraceError
@@ -22,10 +21,7 @@ def lagged(reuse="prefix_kv", **observe):
 
 @pytest.fixture(scope="module")
 def observations():
-    environment = Environment("close_box")
-    first = environment.reset(7)
-    action = np.r_[0.05, 0, -0.05, first.state[3:9], 0.0]
-    return [first, *(environment.step(action).observation for _ in range(3))]
+    return first_observations(4)
 
 
 def test_every_pass_is_pruned_but_those_of_the_first_step_and_of_refreshes(small_policy, observations):

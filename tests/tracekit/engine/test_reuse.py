@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recorders.sim import Environment
-from tests.small import make_config
-from tests.tracekit.engine.test_step import UID, full_masks, literal_step, make_draws, relative, run
+from tests.small import make_config, make_draws
+from tests.tracekit.engine.support import UID, first_observations, full_masks, literal_step, relative, run
 from tracekit.capture import AttentionTap
 from tracekit.config import Configuration
 from tracekit.engine import Controller, decision_shape
@@ -28,10 +27,7 @@ def make(kind="tri_stage", *, observe=None, drop="rows", fps=None, kv="reprefill
 
 @pytest.fixture(scope="module")
 def observations():
-    environment = Environment("close_box")
-    first = environment.reset(7)
-    action = np.r_[0.05, 0, -0.05, first.state[3:9], 0.0]
-    return [first, *(environment.step(action).observation for _ in range(5))]
+    return first_observations(6)
 
 
 @pytest.fixture

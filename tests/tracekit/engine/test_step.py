@@ -1,11 +1,7 @@
 """One control step against the same step written out: a plain loop over the denoise passes, no caches, no gathering."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,79 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracekit
-from recorders.sim import Environment
-from tests.eager import eager_forward
 from tests.small import make_config, make_draws, make_policy
+from tests.tracekit.engine.support import UID, first_observations, full_masks, literal_step, relative, run
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
-from tracekit.engine import Controller, StepDraws, StepOptions, control_step, decision_shape, draw, execution_threads
+from tracekit.engine import Controller, StepOptions, control_step, decision_shape, draw
 from tracekit.engine import forward as forward_module
 from tracekit.engine.forward import invariant_rows
 from tracekit.errors import ConfigError, PolicyError
 from tracekit.layout import PatchAlignment
-from tracekit.philox import action_noise, fps_starts
 from tracekit.profiling import StageClock
 from tracekit.pruning import DecisionKey
-
-UID = 11
 
 
 @pytest.fixture(scope="module")
 def observations():
-    environment = Environment("close_box")
-    first = environment.reset(7)
-    state = first.state
-    return [first, *(environment.step(np.r_[0.05, 0, -0.05, state[3:9], 0.0]).observation for _ in range(2))]
+    return first_observations(3)
 
 
 @pytest.fixture(scope="module")
 def observation(observations):
     return observations[0]
-
-
-def run(policy, config, observations, uid=UID, options=None):
-    """The results of the steps of one episode."""
-    controller = Controller(policy, config, options)
-    controller.reset(uid)
-    return [controller.step(observation) for observation in observations]
-
-
-@torch.inference_mode()
-def literal_step(policy, observation, draws, *, kept=None, pinned=False, behind=-1, cut_cache=False):
-    """(passes, T, A) samples. `kept` (passes, length) bool: rows that are there; the others are masked as keys.
-
-    `behind`: in the layers after this one only. `cut_cache`: for the tail only, the prefix has seen all of itself.
-    """
-    tokens = policy.tokenize(observation)
-    layout, samples = tokens.layout, []
-    action = layout.span("action")
-    sample = torch.from_numpy(draws.noise)
-    for step in range(policy.passes):
-        starts = draws.fps_starts[0 if pinned else step]
-        prefix = policy.embed_prefix(tokens, tuple(int(start) for start in starts))
-        rows = torch.cat([prefix.rows, policy.embed_tail(sample, step)])
-        positions = torch.arange(layout.length)
-        if kept is None:
-            hidden = policy.forward(rows, positions)
-        else:
-            first = layout.prefix_length if cut_cache else 0
-            keys = torch.from_numpy(kept[step])
-            hidden = eager_forward(policy.backbone, rows, positions, keys, behind=behind, first=first).hidden
-        noise = policy.read_noise(hidden[action.start : action.stop])
-        sample = policy.advance(sample, noise, step)
-        samples.append(sample.numpy())
-    return np.stack(samples)
-
-
-def full_masks(result):
-    """(passes, length) bool from the visual tokens that a result kept."""
-    masks = np.ones((len(result.kept), result.layout.length), bool)
-    masks[:, result.layout.visual_positions] = result.kept
-    return masks
-
-
-def relative(ours, theirs):
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -280,107 +224,6 @@ def test_a_step_does_not_change_the_memory_that_it_was_given(small_policy, obser
     for name, value in before.items():
         np.testing.assert_array_equal(getattr(first.memory, name), value)
     assert again.memory is not first.memory
-
-
-def digest_of(results):
-    total = hashlib.sha256()
-    for result in results:
-        total.update(result.samples.tobytes() + result.kept.tobytes())
-    return total.hexdigest()
-
-
-def test_order_and_neighbours_do_not_matter(small_policy, observations):
-    config = make_config("tri_stage", "prefix_kv", background_rate=0.5)
-    alone = [digest_of(run(small_policy, config, observations, uid)) for uid in (5, 6)]
-    backwards = [digest_of(run(small_policy, config, observations, uid)) for uid in (6, 5)]
-    assert alone == backwards[::-1]
-    assert alone[0] != alone[1]
-    one, other = Controller(small_policy, config), Controller(small_policy, make_config("naive"))
-    one.reset(5)
-    other.reset(6)
-    interleaved = []
-    for observation in observations:
-        interleaved.append(one.step(observation))
-        other.step(observation)
-        torch.rand(3)
-        np.random.rand(3)  # noqa: NPY002  (global random states are what must not matter)
-    assert digest_of(interleaved) == alone[0]
-
-
-SCRIPT = """
-import torch
-torch.set_num_threads(1)
-import numpy as np
-from recorders.sim import Environment
-from tests.small import make_config, make_policy
-from tests.tracekit.engine.test_step import digest_of, run
-torch.manual_seed(1234)
-environment = Environment("close_box")
-first = environment.reset(7)
-second = environment.step(np.r_[0.05, 0, -0.05, first.state[3:9], 0.0]).observation
-print(digest_of(run(make_policy(), make_config("tri_stage", "prefix_kv"), [first, second])))
-"""
-
-
-def test_another_process_gives_the_same_bits(small_policy, observations):
-    here = digest_of(run(small_policy, make_config("tri_stage", "prefix_kv"), observations[:2]))
-    root = Path(tracekit.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONHASHSEED": "3"},
-    )
-    assert done.stdout.strip() == here
-
-
-def test_the_draws_are_those_of_philox_and_are_the_only_randomness(small_policy, observation):
-    (result,) = run(small_policy, make_config(), [observation])
-    draws = make_draws(small_policy, observation)
-    np.testing.assert_array_equal(draws.noise, action_noise(UID, 1, (2, 10)))
-    np.testing.assert_array_equal(draws.fps_starts, fps_starts(UID, 1, small_policy.passes, (1024, 512)))
-    controller = Controller(small_policy, make_config())
-    controller.reset(UID + 1)  # other draws would come of themselves
-    np.testing.assert_array_equal(controller.step(observation, draws).samples, result.samples)
-    other = StepDraws(draws.noise + 1, draws.fps_starts)
-    assert not np.array_equal(controller.step(observation, other).samples, result.samples)
-
-
-def test_a_step_does_not_change_its_draws(small_policy, observation):
-    draws = make_draws(small_policy, observation)
-    noise = draws.noise.copy()
-    controller = Controller(small_policy, make_config())
-    controller.reset(UID)
-    controller.step(observation, draws)
-    np.testing.assert_array_equal(draws.noise, noise)
-
-
-def test_the_controller_computes_with_the_threads_of_its_configuration(small_policy, observation, monkeypatch):
-    """The thread count is part of every bitwise claim, so it cannot depend on who calls."""
-    seen = []
-
-    def spy(tokens, starts):
-        seen.append(torch.get_num_threads())
-        return type(small_policy).embed_prefix(small_policy, tokens, starts)
-
-    monkeypatch.setattr(small_policy, "embed_prefix", spy, raising=False)
-    config = make_config("none", "prefix_kv")
-    run(small_policy, replace(config, execution=replace(config.execution, threads=2)), [observation])
-    assert seen == [2]
-    assert torch.get_num_threads() == 1
-
-
-def test_threads_are_put_back_after_an_error(small_policy, observation):
-    config = make_config()
-    config = replace(config, execution=replace(config.execution, threads=2))
-    with execution_threads(config.execution):
-        assert torch.get_num_threads() == 2
-    assert torch.get_num_threads() == 1
-    with pytest.raises(PolicyError):
-        run(small_policy, config, [replace(observation, points=None)])
-    assert torch.get_num_threads() == 1
 
 
 def test_leaves_cover_the_step(reference_policy, observations):
