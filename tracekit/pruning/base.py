@@ -103,9 +103,11 @@ class Pruner:
     and `lagged`. `needs_points` and `needs_pinned_fps` are refused by name where the policy or the configuration cannot
     give them. `initial_state(config, shape)` starts an episode and refuses a configuration that does not fit the shape.
 
-    `decide(seen, state, config, key, shape, *, observed, patch, stage) -> (Decision, state)` is pure. Its keywords are
-    optional: `observed` (N_2D,) bool, the patches whose tokens were all kept when `seen` was taken (None: all);
-    `patch` (N_3D,) int32, point token -> patch at the step that is decided; `stage`, a `StageTimer`.
+    `decide(seen, state, config, key, shape, *, observed, patch, stage) -> (Decision, state)` is pure. `seen` is None at
+    step 1 of a lagged run of a pruner that observes `forward`: nothing has been seen then. A forward run gives every
+    keyword, other callers may leave them out: `observed` (N_2D,) bool, the patches whose tokens were all kept when
+    `seen` was taken (None: all); `patch` (N_3D,) int32, point token -> patch at the step that is decided (None where
+    that is not known); `stage`, a `StageTimer`.
 
     A state is recorded where it has `to_arrays()`; if the leading axis of those arrays grows, `longest_state(config)`
     says how far.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from tracekit.layout import PATCHES_PER_VIEW
 from tracekit.pruning import Observables, Scores, Shape
 
-__all__ = ["random_observables", "random_scores"]
+__all__ = ["LAYERS", "declared", "random_observables", "random_scores"]
 
 LAYERS, HEADS, PASSES, WIDTH, PIXELS = 8, 4, 4, 16, 64
 
@@ -58,3 +61,19 @@ def random_observables(
         ),
         displacement_m=float(rng.uniform(0, 0.15)),
     )
+
+
+def declared(seen: Any, required: frozenset[str], shape: Shape) -> Any:
+    """`seen` as a trace shows it that has nothing but what is `required`; scores, which come all six, as they are."""
+    if not isinstance(seen, Observables):
+        return seen
+    always = {"patch", "patch_later", "kept"}  # a trace that has the points' patches shows them
+    hidden: dict[str, Any] = dict.fromkeys({field.name for field in dataclasses.fields(seen)} - required - always)
+    if "norms" in hidden:
+        hidden["norms"] = {}
+    if "attention" in hidden:
+        hidden["attention"] = np.zeros((0, 0, 0, shape.n_2d + shape.n_3d), np.float32)
+        hidden["groups"] = ()
+    else:
+        hidden.pop("groups", None)
+    return dataclasses.replace(seen, **hidden)

@@ -55,6 +55,8 @@ class BusiestConfig:
 
 
 def busiest(scores, state, config, key, shape, **_):
+    if scores is None:
+        return Decision(np.ones(shape.n_2d, bool), np.ones(shape.n_2d, bool) if shape.n_3d else None), state
     keep = np.zeros(shape.n_2d, bool)
     keep[np.argsort(-scores.attention_2d, kind="stable")[: round(shape.n_2d * (1 - config.rate))]] = True
     return Decision(keep, keep if shape.n_3d else None), state

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -38,9 +39,10 @@ def test_every_pruner_that_ships_keeps_the_contract(kind, config):
         TriStageConfig(budget="soft"),
         TriStageConfig(budget="hard_topk"),
         TriStageConfig(reduction=Reduction(correspondence="index")),
+        TriStageConfig(tau_2d=1.0, tau_3d=1.0, unprojected_points="drop"),  # Algorithm 1 leaves no point token
     ],
 )
-def test_options_over_point_tokens(config):
+def test_options_over_points(config):
     check_pruner(PRUNERS["tri_stage"], config, shapes=(Shape(256, 256),))
 
 
@@ -71,12 +73,14 @@ def made(decide, **changes):
 
 def test_a_sound_pruner_passes():
     def decide(seen, state, config, key, shape, **_):
+        if seen is None:
+            return everything(shape), state
         return half(shape, seen.norm_2d >= np.median(seen.norm_2d)), state + 1
 
-    check_pruner(made(decide))
+    check_pruner(made(decide, requires=lambda config: frozenset({"norm_2d"})))
 
 
-CALLS = []
+CALLS, CACHED, RUNNING = [], {}, []
 
 
 def writes_state(seen, state, config, key, shape, **_):
@@ -85,7 +89,8 @@ def writes_state(seen, state, config, key, shape, **_):
 
 
 def writes_scores(seen, state, config, key, shape, **_):
-    seen.norm_2d[0] = 0
+    if seen is not None:
+        seen.norm_2d[0] = 0
     return everything(shape), state
 
 
@@ -106,8 +111,44 @@ def remembers_calls(seen, state, config, key, shape, **_):
     return half(shape, np.arange(shape.n_2d) >= len(CALLS) % 7), state
 
 
+def cached(seen, state, config, key, shape, **_):
+    flags = np.arange(shape.n_2d) % 5 < 1 + key.episode_uid % 3
+    return half(shape, CACHED.setdefault((key.step, shape.n_3d), flags)), state
+
+
+def remembers_company(seen, state, config, key, shape, **_):
+    if key.step == 1:
+        RUNNING.clear()
+    RUNNING.append(key)
+    return half(shape, np.arange(shape.n_2d) >= len(RUNNING)), state
+
+
+def knows_threads(seen, state, config, key, shape, **_):
+    return half(shape, np.arange(shape.n_2d) > (threading.current_thread() is threading.main_thread())), state
+
+
+def expects_something(seen, state, config, key, shape, **_):
+    return half(shape, seen.norm_2d >= 0), state
+
+
+def takes_no_keywords(seen, state, config, key, shape, patch=None):
+    return everything(shape), state
+
+
+def reads_undeclared(seen, state, config, key, shape, **_):
+    return everything(shape) if seen is None else half(shape, seen.norm_2d >= np.median(seen.norm_2d)), state
+
+
+def reads_undeclared_patch(seen, state, config, key, shape, *, patch, **_):
+    return half(shape, np.arange(shape.n_2d) > patch[0]), state
+
+
 def keeps_nothing(seen, state, config, key, shape, **_):
     return half(shape, np.zeros(shape.n_2d, bool)), state
+
+
+def keeps_no_points(seen, state, config, key, shape, **_):
+    return Decision(np.ones(shape.n_2d, bool), np.zeros(shape.n_2d, bool) if shape.n_3d else None), state
 
 
 def wrong_type(seen, state, config, key, shape, **_):
@@ -143,7 +184,15 @@ def forgets_state(seen, state, config, key, shape, **_):
         (draws_from_random, "global random generator"),
         (draws_freshly, "decided again"),
         (remembers_calls, "decided again"),
+        (cached, "in a process of its own"),
+        (remembers_company, "runs beside it"),
+        (knows_threads, "runs in a thread"),
+        (expects_something, "step 1: .* shown None, as nothing was observed yet, failed with AttributeError"),
+        (takes_no_keywords, "given observed, patch and stage .* failed with TypeError"),
+        (reads_undeclared, "reads 'norm_2d', which requires does not name"),
+        (reads_undeclared_patch, "failed with TypeError: 'NoneType'"),
         (keeps_nothing, "step 1: no image token is kept"),
+        (keeps_no_points, "step 1: no patch keeps its points"),
         (wrong_type, r"keep_2d is float64\(256,\); it must be bool\(256,\)"),
         (wrong_shape, r"keep_2d is bool\(257,\)"),
         (no_3d, "neither keep_3d_patches nor keep_3d_tokens"),
@@ -158,8 +207,18 @@ def test_a_broken_pruner_is_caught(decide, message):
 
 
 def test_a_pruner_that_writes_to_its_input_is_caught():
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(AssertionError, match="read-only"):
         check_pruner(made(writes_scores))
+
+
+def test_observables_that_are_not_declared_are_hidden():
+    def decide(seen, state, config, key, shape, **_):
+        return half(shape, seen.last_row[1][: shape.n_2d] >= 0), state
+
+    options = {"reads": "observables", "observes": "in_network"}
+    with pytest.raises(AssertionError, match="shown what requires names, failed with TypeError: 'NoneType'"):
+        check_pruner(made(decide, **options))
+    check_pruner(made(decide, **options, requires=lambda config: frozenset({"last_row"})))
 
 
 def test_unknown_requirements_are_caught():
