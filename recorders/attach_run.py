@@ -91,11 +91,10 @@ def attach(
     watch = PassWatch(policy, found, run)
     described = {**(source or {}), "action_norm": action_norm(resolve(policy, found.head))}
     with ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(path, run, capture, source=described))
         stack.callback(watch.remove)
         watch.install()
         stack.enter_context(wrapped(policy, found.predict, run.around(watch)))
-        yield recorder
+        yield stack.enter_context(Recorder(path, run, capture, source=described))  # last: a refusal leaves no trace
 
 
 @dataclass(frozen=True, slots=True)

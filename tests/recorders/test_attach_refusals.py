@@ -126,4 +126,5 @@ def test_recording_twice_at_once_is_refused(mla, policy, tmp_path):
         pytest.raises(PolicyError, match="already"),
     ):
         record(mla, policy, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
     record(mla, policy, tmp_path / "three", seeds=(0,))

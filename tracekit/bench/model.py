@@ -198,7 +198,7 @@ class _Bench:
         whole = decoder_cost(config, full, 0, self.item_bytes) + around
         once = encoders + around.times(passes)
         plan = {
-            f"release: {passes} full passes, encoders each": (base, (encoders + whole).times(passes)),
+            f"release: {passes} full passes, encoders each, no lm_head": (base, (encoders + whole).times(passes)),
             f"encoders once, {passes} full passes": (
                 replace(base, reuse=ReuseConfig(kind="encoders", fps="pinned")),
                 encoders + whole.times(passes),
