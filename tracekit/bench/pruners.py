@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 from tracekit.bench.literal import LiteralState, decide_literally, sets_by_every_cut, sets_by_scikit_learn
-from tracekit.errors import ConfigError
+from tracekit.errors import ConfigError, TracekitError
 from tracekit.fingerprint import environment_fingerprint
 from tracekit.pruning import PRUNERS, DecisionKey, Pruner, Reduction, Shape, reduce
 from tracekit.pruning.tri_stage import TriStageConfig, decide, decide_episode, initial_state
@@ -61,14 +61,19 @@ class PrunerCost:
 
 @dataclass(frozen=True, slots=True)
 class PrunersReport:
-    """What `tracekit bench pruners` prints; `pruners` by kind, and `tri_stage_scikit_learn` and `tri_stage_literal`."""
+    """What `tracekit bench pruners` prints; `pruners` by kind, and `tri_stage_scikit_learn` and `tri_stage_literal`.
+
+    `skipped`: installed kinds that cannot be timed, and why.
+    """
 
     pruners: dict[str, PrunerCost]
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "pruners": {name: asdict(cost) | {"total_ms": cost.total_ms} for name, cost in self.pruners.items()},
+            "skipped": self.skipped,
             "paper_ms": PAPER_MS,
             "image_tokens": SHAPE.n_2d,
             "point_tokens": SHAPE.n_3d,
@@ -110,8 +115,9 @@ def bench_pruners(
     """Time the built-in and installed pruners, or those of `kinds`, each with its default configuration.
 
     With `tri_stage` come the same algorithm patch by patch in plain Python, its k-means solved by trying every cut
-    (`tri_stage_literal`) or by scikit-learn (`tri_stage_scikit_learn`). Raises ConfigError for an unknown kind, or
-    fewer than one round.
+    (`tri_stage_literal`) or by scikit-learn (`tri_stage_scikit_learn`). Without `kinds`, an installed pruner that fails
+    is left out and the report says why. Raises ConfigError for an unknown kind, one of `kinds` that fails, or fewer
+    than one round.
     """
     if rounds < 1:
         raise ConfigError(f"--rounds {rounds}: give at least 1")
@@ -119,8 +125,14 @@ def bench_pruners(
     if unknown:
         raise ConfigError(f"--pruner {unknown[0]}: no such pruner; there are: {', '.join(PRUNERS)}")
     sides: dict[str, _Side] = {}
+    skipped: dict[str, str] = {}
     for kind in kinds or list(PRUNERS):
-        sides |= _tri_stage_sides() if kind == "tri_stage" else {kind: _side(PRUNERS[kind])}
+        try:
+            sides |= _tri_stage_sides() if kind == "tri_stage" else {kind: _side(PRUNERS[kind])}
+        except TracekitError as error:
+            if kinds:
+                raise
+            skipped[kind] = str(error)
     report = progress or (lambda *_: None)
     seen = random_observables(SHAPE, layers=LAYERS, heads=HEADS)
     reduction = _turns({"reduction": lambda: reduce(seen, Reduction(), SHAPE)}, rounds, 5, report)["reduction"]
@@ -148,7 +160,8 @@ def bench_pruners(
                 in_one_call=side.in_one_call,
             )
             for name, side in sides.items()
-        }
+        },
+        skipped,
     )
 
 
@@ -186,7 +199,10 @@ def _tri_stage_sides() -> dict[str, _Side]:
 
 def _side(method: Pruner) -> _Side:
     """A pruner with its defaults, step by step; VLA-Pruner without its warm-up, in which it does nothing."""
-    config = VlaPrunerConfig(warmup="none") if method.kind == "vla_pruner" else method.config()
+    try:
+        config = VlaPrunerConfig(warmup="none") if method.kind == "vla_pruner" else method.config()
+    except TypeError as error:
+        raise ConfigError(f"pruner {method.kind!r}: its options lack defaults to time it with ({error})") from error
     wide = {"layers": LAYERS, "heads": HEADS, "width": WIDTH}
     steps: list[Any] = [None] * SHORT
     if method.reads == "scores":
@@ -205,6 +221,8 @@ def _side(method: Pruner) -> _Side:
         now = state
         for step, seen in enumerate(steps, 1):
             _, now = decide_step(seen, now, step)
+
+    decide_all()  # a plug-in that fails does so here, before anything is timed
 
     return _Side(
         single=lambda: decide_step(steps[1], before, 2),

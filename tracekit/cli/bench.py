@@ -121,7 +121,10 @@ def pruners(
     if as_json:
         print_json(result.to_json())
         return
-    console().print(_decisions(result))
+    screen = console()
+    screen.print(_decisions(result))
+    for kind, why in result.skipped.items():
+        screen.print(f"{kind} was left out: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _decisions(report: PrunersReport) -> Table:

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from tracekit._fields import nearest
 from tracekit.errors import ConfigError
 from tracekit.pruning.base import Decision, DecisionKey, Pruner, Shape
+from tracekit.pruning.checking import guarded, in_one_line
 from tracekit.pruning.digest import decision_digest
 from tracekit.pruning.none import NoneConfig
 from tracekit.pruning.observables import Observables
@@ -40,7 +41,8 @@ _BUILT_IN = ("none", "naive", "tri_stage", "fastv", "sp_vla", "vla_pruner")
 class _Registry(Mapping[str, Pruner]):
     """Kind -> pruner: the built-in ones, then entry points of group `tracekit.pruners`, which name a `Pruner` each.
 
-    A module is imported when its kind is asked for: compiled ones take a second.
+    A module is imported when its kind is asked for: compiled ones take a second. Where a plug-in cannot be loaded,
+    fails or answers what is no decision, a ConfigError names its kind.
     """
 
     def __getitem__(self, kind: str) -> Pruner:
@@ -78,9 +80,16 @@ def _load(kind: str) -> Pruner:
         return found
     if kind not in _plugins():
         raise KeyError(kind)
-    plugin = _plugins()[kind].load()
+    point = _plugins()[kind]
+    try:
+        plugin = point.load()
+    except Exception as error:
+        raise ConfigError(
+            f"entry point {kind!r} of group tracekit.pruners: {point.value} cannot be loaded "
+            f"({in_one_line(error)}); repair or uninstall the distribution that names it"
+        ) from error
     if not isinstance(plugin, Pruner) or plugin.kind != kind:
         raise ConfigError(
             f"entry point {kind!r} of group tracekit.pruners: must name a tracekit.pruning.Pruner of that kind"
         )
-    return plugin
+    return guarded(plugin)

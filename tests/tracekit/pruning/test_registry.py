@@ -44,7 +44,7 @@ def test_an_entry_point_adds_a_pruner(plugins, monkeypatch):
     module.MINE = type(NONE)(**{**{f: getattr(NONE, f) for f in NONE.__slots__}, "kind": "mine"})
     monkeypatch.setitem(sys.modules, "their_pruner", module)
     plugins(mine="their_pruner:MINE", none="their_pruner:MINE")
-    assert pruner("mine") is module.MINE
+    assert (pruner("mine").kind, pruner("mine").config) == ("mine", module.MINE.config)
     assert "mine" in PRUNERS
     assert pruner("none") is NONE  # a built-in kind is never replaced
 
@@ -53,6 +53,13 @@ def test_an_entry_point_that_is_no_pruner_is_refused(plugins):
     plugins(odd="tracekit.pruning:PRUNERS")
     with pytest.raises(ConfigError, match=r"entry point 'odd' .* must name a tracekit.pruning.Pruner"):
         pruner("odd")
+
+
+def test_an_entry_point_that_cannot_be_loaded_is_one_line(plugins):
+    plugins(gone="no_such_module.here:MINE")
+    with pytest.raises(ConfigError, match=r"'gone' .* cannot be loaded .*No module named 'no_such_module'") as caught:
+        pruner("gone")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
 def test_exports_are_there():

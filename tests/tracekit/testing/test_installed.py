@@ -10,9 +10,10 @@ import pytest
 import tracekit.pruning as pruning
 from replay import Replay, replay_decisions
 from tracekit.bench import bench_pruners
+from tracekit.cli import main
 from tracekit.config import Configuration, load_config
 from tracekit.errors import ConfigError
-from tracekit.pruning import PRUNERS, decision_digest, pruner
+from tracekit.pruning import PRUNERS, DecisionKey, Shape, decision_digest, pruner
 from tracekit.testing import check_pruner
 
 MODULE = '''
@@ -72,6 +73,32 @@ BUSIEST = Pruner(
     decide=busiest,
 )
 '''
+
+
+FAULTY = """
+
+def raises(seen, state, config, key, shape, **_):
+    raise LookupError("a table is\\nmissing")
+
+
+def too_long(seen, state, config, key, shape, **_):
+    return Decision(np.ones(shape.n_2d + 1, bool), None, keep_3d_tokens=np.ones(shape.n_3d, bool)), state
+
+
+RAISES = dataclasses.replace(BORDER, kind="raises", decide=raises)
+TOO_LONG = dataclasses.replace(BORDER, kind="too_long", decide=too_long)
+"""
+
+
+@pytest.fixture
+def faulty(site):
+    """The same with three kinds more, each of which fails."""
+    module = site / "border_pruner.py"
+    module.write_text("import dataclasses\n" + module.read_text() + FAULTY)
+    with (site / "border_pruner-1.0.dist-info" / "entry_points.txt").open("a") as points:
+        points.write("raises = border_pruner:RAISES\ntoo_long = border_pruner:TOO_LONG\ngone = no_such_module:IT\n")
+    _forget()
+    return site
 
 
 @pytest.fixture
@@ -146,6 +173,50 @@ def test_another_process_finds_it_too(site):
     kinds, width = json.loads(done.stdout)
     assert kinds[-2:] == ["border", "busiest"]
     assert width == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("raises", "pruner 'raises': decide at step 1 failed with LookupError: a table is missing"),
+        ("too_long", "pruner 'too_long': decide at step 1: keep_2d is bool(257,); it must be bool(256,)"),
+        ("gone", "entry point 'gone' of group tracekit.pruners: no_such_module:IT cannot be loaded"),
+    ],
+)
+def test_one_that_fails_is_one_line_that_names_it(faulty, small_trace, tmp_path, monkeypatch, capsys, kind, message):
+    file = tmp_path / "faulty.toml"
+    file.write_text(f'[pruner]\nkind = "{kind}"\n[execution]\nthreads = 1\n')
+    arguments = ["tracekit", "replay", str(small_trace), "--config", str(file), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError) as caught:
+        replay_decisions(small_trace, file)
+    assert message in str(caught.value)
+
+
+def test_the_error_of_a_plug_in_stays_as_the_cause(faulty):
+    method = pruner("raises")
+    with pytest.raises(ConfigError) as caught:
+        method.decide(None, None, method.config(), DecisionKey(0, 1, 1), Shape(256, 256))
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_all_are_timed_but_those_that_fail(faulty, monkeypatch):
+    kinds, plugins = ("border", "raises", "too_long", "gone"), pruning._plugins()
+    monkeypatch.setattr(pruning, "_BUILT_IN", ())  # which are timed elsewhere, and slow
+    monkeypatch.setattr(pruning, "_plugins", lambda: {kind: plugins[kind] for kind in kinds})
+    report = bench_pruners(rounds=1)
+    assert list(report.pruners) == ["border"]
+    assert list(report.skipped) == list(kinds[1:])
+    assert report.to_json()["skipped"]["raises"].startswith("pruner 'raises': decide at step 1")
+    with pytest.raises(ConfigError, match="'too_long'"):
+        bench_pruners(rounds=1, kinds=["too_long"])
 
 
 def test_without_it_the_kind_is_unknown():
