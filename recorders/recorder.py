@@ -78,6 +78,7 @@ class Recorder:
         self._queue_steps, self._overflow = queue_steps, overflow
         self._reduction = config.pruner.reduction if config.method.reads == "scores" else Reduction()
         self._writer: TraceWriter | None = None
+        self._running: str | None = None
 
     def __enter__(self) -> Self:
         attributes = self._attributes()
@@ -114,9 +115,13 @@ class Recorder:
 
         `uid`: what random draws are keyed by; drawn from the system where none is given. `cameras`: models of fixed
         cameras by view; by default those of the first observation. Raises TraceError if `episode_id` is in the trace
-        already.
+        already, or another episode is still open: a controller counts the steps of one.
         """
         writer = self._open_writer()
+        if self._running is not None:
+            raise TraceError(
+                f"{self._path}: episode {self._running!r} is still being recorded; end its block before the next one"
+            )
         uid = secrets.randbits(64) if uid is None else uid
         name = episode_id or f"{task}-{seed if seed is not None else f'{uid:016x}'}"
         if name in writer.episode_ids:
@@ -135,12 +140,15 @@ class Recorder:
         recording = EpisodeRecording(
             writer, info, self._controller, self._capture, self._reduction, cameras, self._queue_steps, self._overflow
         )
+        self._running = name
         try:
             yield recording
             recording.commit()
         except BaseException as error:
             recording.discard(error)
             raise
+        finally:
+            self._running = None
 
     def _open_writer(self) -> TraceWriter:
         if self._writer is None:

@@ -341,6 +341,20 @@ def test_cameras_are_those_of_the_observations(tmp_path, small_policy, observati
     assert {view: Camera.from_json(data) for view, data in stored.items()} == {"front": front}
 
 
+def test_a_second_episode_inside_one_is_refused(tmp_path, small_policy, observations):
+    controller = Controller(small_policy, make_config())
+    instruction = observations[0].instruction
+    with (
+        Recorder(tmp_path / "trace", controller) as recorder,
+        recorder.episode("close_box", instruction, seed=1) as outer,
+    ):
+        with pytest.raises(TraceError, match="still being recorded"), recorder.episode("close_box", instruction):
+            pass
+        with outer.step(observations[0]) as step:
+            step.action = controller.act(observations[0])
+    assert [info.id for info in Trace.open(tmp_path / "trace").episodes] == ["close_box-1"]
+
+
 def test_an_episode_that_is_there_is_refused(tmp_path, small_policy, observations):
     path = tmp_path / "trace"
     record(path, small_policy, observations[:1])
