@@ -44,6 +44,8 @@ class Clusters:
 def kmeans_1d(values: npt.NDArray[np.floating], clusters: int = 3) -> Clusters:
     """Globally optimal clusters of `values` (n,): as many as there are distinct values, at most `clusters`.
 
+    Values are told apart down to the grain of `fixed_point`, 2⁻⁵⁰ of the power of two above the largest: those that
+    agree to that grain are one value, and share a cluster.
     Raises ValueError unless the values are finite and ≥ 0, n ≤ 4096 and `clusters` is 1, 2 or 3.
     """
     given = np.asarray(values, np.float64)

@@ -99,6 +99,8 @@ class TriStageConfig:
             check_unread(
                 self, ("unprojected_points",), "budgets other than 'hard_topk' and correspondence = 'projection'"
             )
+        if self.modalities == "2d":
+            check_unread(self, ("unprojected_points",), "modalities = 'both' or '3d'")
         if self.reduction.correspondence == "nearest":
             check_unread(self, ("unprojected_points",), "correspondence = 'projection'")
         if self.object_rule == "quantiles":

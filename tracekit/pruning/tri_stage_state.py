@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tracekit import keys
 from tracekit.errors import ConfigError, TraceError
 from tracekit.pruning.arrays import INDICATORS, Memory, Seen
 from tracekit.pruning.base import Shape
@@ -92,8 +93,8 @@ def point_patches(config: TriStageConfig, shape: Shape, patch: Patches | None, s
         return np.zeros((*steps, 0), np.int32)
     if patch is None or patch.shape != (*steps, shape.n_3d):
         raise ConfigError(
-            "pruner.budget = 'hard_topk' counts point tokens and needs their patches at the step that is decided; "
-            "record with a camera, or use budget = 'soft'"
+            "pruner.budget = 'hard_topk' counts point tokens and needs their patches at the step that is decided, "
+            f"{keys.POINT_PATCH} of a trace; record with a camera, or use budget = 'soft'"
         )
     if patch.min() < -1 or patch.max() >= shape.n_2d:
         raise TraceError(f"a point lies in patch {patch.max()}, but there are {shape.n_2d} patches")

@@ -51,7 +51,8 @@ def read_alone(options):
     """The options less those that the others leave unread, which are refused."""
     unread = {"rate"} if options.get("budget", "none") == "none" else set()
     unread |= {"background_rate"} if options.get("budget") == "soft" else set()
-    unread |= {"unprojected_points"} if options.get("budget") == "hard_topk" else set()
+    read = options.get("budget") != "hard_topk" and options.get("modalities") != "2d"
+    unread |= set() if read else {"unprojected_points"}
     unread |= {"object_2d_min", "object_3d_max"} if options.get("object_rule") == "quantiles" else set()
     unread |= {"beta"} if options.get("window") == "window_mean" else set()
     return {name: value for name, value in options.items() if name not in unread}

@@ -48,6 +48,7 @@ def test_values_out_of_range(options, message):
         ({"rate": 0.5}, "rate"),
         ({"budget": "soft", "background_rate": 0.5}, "background_rate"),
         ({"budget": "hard_topk", "unprojected_points": "drop"}, "unprojected_points"),
+        ({"modalities": "2d", "unprojected_points": "drop"}, "unprojected_points"),
         ({"reduction": Reduction(correspondence="index"), "unprojected_points": "drop"}, "unprojected_points"),
         ({"reduction": Reduction(correspondence="nearest"), "unprojected_points": "random"}, "unprojected_points"),
         ({"object_rule": "quantiles", "object_2d_min": 0.5}, "object_2d_min"),
@@ -116,7 +117,7 @@ def test_an_episode_must_start_with_everything_observed():
 
 def test_hard_topk_needs_the_points_of_the_step():
     config, shape = TriStageConfig(budget="hard_topk", stages=("s1", "s2")), Shape(4, 4)
-    with pytest.raises(ConfigError, match="needs their patches"):
+    with pytest.raises(ConfigError, match="needs their patches .*, tokens/point_patch of a trace"):
         decide(constant_scores(4), initial_state(config, shape), config, KEY, shape)
 
 
