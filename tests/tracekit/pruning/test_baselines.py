@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import baselines as oracle
+from tests.tracekit.pruning.oracle_tests import oracle_tests
 from tracekit.errors import ConfigError, TraceError
 from tracekit.pruning import DecisionKey, Observables, Shape, pruner
 from tracekit.pruning.canny import edge_patches
@@ -56,16 +57,6 @@ def decide(kind, config, seen, shape, state=None, step=2):
     return method.decide(seen, state, config, DecisionKey(0, 1, step), shape)
 
 
-def oracle_tests(few, many, *drawn):
-    """A test of `few` drawn inputs, which always runs, and a slow one of `many`."""
-
-    def decorate(check):
-        one, other = (settings(max_examples=count, deadline=None)(given(*drawn)(check)) for count in (few, many))
-        return one, pytest.mark.slow(other)
-
-    return decorate
-
-
 @oracle_tests(60, 2000, RATES, SEEDS, st.sampled_from([0, 1, 7]), st.integers(1, 9), st.sampled_from(QUERIES))
 def check_fastv(rate, seed, n_3d, n_2d, query):
     seen, config = observables(seed, n_2d, n_3d), FastVConfig(rate=rate, query=query)
@@ -92,7 +83,7 @@ def test_fastv_inside_the_network_decides_behind_its_layer_and_as_offline():
             assert kept(decision) == kept(decide("fastv", config, seen, shape)[0])
 
 
-@oracle_tests(40, 1000, RATES, SEEDS, st.sampled_from([0, 1, 40, 256]), st.booleans())
+@oracle_tests(40, 2000, RATES, SEEDS, st.sampled_from([0, 1, 40, 256]), st.booleans())
 def check_sp_vla_by_rate(rate, seed, n_3d, coarse):
     seen = observables(seed, n_3d=n_3d, coarse=coarse)
     decision, _ = decide("sp_vla", SpVlaConfig(rate=rate), seen, Shape(256, n_3d))

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import naive as oracle
+from tests.tracekit.pruning.oracle_tests import oracle_tests
 from tracekit.errors import ConfigError
 from tracekit.philox import Modality, Purpose, uniforms
 from tracekit.pruning import DecisionKey, Shape, point_mask, pruner
@@ -17,15 +17,16 @@ def decide(config, key, shape):
     return NAIVE.decide(None, state, config, key, shape)[0]
 
 
-@settings(max_examples=100, deadline=None)
-@given(
+@oracle_tests(
+    100,
+    2000,
     st.floats(0, 0.999),
     st.sampled_from([1, 2, 16, 256, 512]),
     st.sampled_from([0, 1, 256]),
     st.integers(0, 2**64 - 1),
     st.integers(1, 50),
 )
-def test_keeps_the_lowest_uniforms(rate, n_2d, n_3d, uid, step):
+def check_naive(rate, n_2d, n_3d, uid, step):
     config, key = NaiveConfig(rate=rate, seed=4), DecisionKey(4, uid, step)
     decision = decide(config, key, Shape(n_2d, n_3d))
     expected = oracle.kept(uniforms(key, Purpose.TOKENS, Modality.IMAGE, np.arange(n_2d)).tolist(), rate)
@@ -35,6 +36,9 @@ def test_keeps_the_lowest_uniforms(rate, n_2d, n_3d, uid, step):
         assert decision.keep_3d_tokens.tolist() == expected
     else:
         assert decision.keep_3d_tokens is None
+
+
+test_keeps_the_lowest_uniforms, test_keeps_the_lowest_uniforms_on_thousands_of_inputs = check_naive
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(0.5, 128), (0.6, 102), (0.7, 77), (0.8, 51)])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.oracles import tri_stage as oracle
 from tests.tracekit.pruning.drawn import FLOATS, configs, episodes, to_scores, without_points
+from tests.tracekit.pruning.oracle_tests import oracle_tests
 from tracekit.philox import Modality, Purpose, uniforms
 from tracekit.pruning import DecisionKey, Scores, Shape, decision_digest
 from tracekit.pruning.tri_stage import TriStageConfig, TriStageState, decide, decide_episode, initial_state
@@ -95,16 +96,20 @@ def test_equals_the_oracle_on_thousands_of_inputs(config, episode, uid):
     compare(config, episode, uid)
 
 
-@settings(max_examples=60, deadline=None)
-@given(configs(budget="soft"), episodes(max_steps=2, max_patches=6), st.integers(0, 2**64 - 1))
-def test_soft_budget_equals_trying_every_setting(config, episode, uid):
+@oracle_tests(60, 1500, configs(budget="soft"), episodes(max_steps=2, max_patches=6), st.integers(0, 2**64 - 1))
+def check_soft(config, episode, uid):
     compare(config, episode, uid)
 
 
-@settings(max_examples=100, deadline=None)
-@given(configs(budget="hard_topk"), episodes(), st.integers(0, 2**64 - 1))
-def test_hard_budget_equals_the_sorted_tokens(config, episode, uid):
+test_soft_budget_equals_trying_every_setting, test_soft_budget_equals_trying_every_setting_on_thousands = check_soft
+
+
+@oracle_tests(100, 1500, configs(budget="hard_topk"), episodes(), st.integers(0, 2**64 - 1))
+def check_hard(config, episode, uid):
     compare(config, episode, uid)
+
+
+test_hard_budget_equals_the_sorted_tokens, test_hard_budget_equals_the_sorted_tokens_on_thousands = check_hard
 
 
 @settings(max_examples=150, deadline=None)
