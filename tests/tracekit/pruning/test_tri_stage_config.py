@@ -117,7 +117,7 @@ def test_an_episode_must_start_with_everything_observed():
 
 def test_hard_topk_needs_the_points_of_the_step():
     config, shape = TriStageConfig(budget="hard_topk", stages=("s1", "s2")), Shape(4, 4)
-    with pytest.raises(ConfigError, match="needs their patches .*, tokens/point_patch of a trace"):
+    with pytest.raises(ConfigError, match=r"needs their patches .*, tokens/point_patch of a trace"):
         decide(constant_scores(4), initial_state(config, shape), config, KEY, shape)
 
 
