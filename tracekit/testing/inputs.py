@@ -13,7 +13,8 @@ from tracekit.pruning import Observables, Scores, Shape
 
 __all__ = ["LAYERS", "declared", "random_observables", "random_scores"]
 
-LAYERS, HEADS, PASSES, WIDTH, PIXELS = 8, 4, 4, 16, 64
+LAYERS = 8
+HEADS, PASSES, WIDTH, PIXELS = 4, 4, 16, 64
 
 
 def random_scores(shape: Shape, steps: int, seed: int = 0) -> Scores:
