@@ -156,6 +156,13 @@ def test_one_that_reads_scores_is_shown_those_of_the_default_reduction(site, sma
         assert {int(decision.keep_2d.sum()) for decision in decisions} == {64}
 
 
+def test_one_that_passes_the_kit_runs_a_step_behind(site, small_trace):
+    table = {"pruner": {"kind": "busiest"}, "observe": {"mode": "lagged"}, "execution": {"threads": 1}}
+    for episode in Replay(small_trace).run(Configuration.from_table(table, "busiest")).episodes["busiest"]:
+        kept = [int(step.result.decision.keep_2d.sum()) for step in episode.steps]
+        assert kept == [256] + [128] * (len(kept) - 1)
+
+
 def test_another_process_finds_it_too(site):
     code = """
         import json
