@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from scipy.stats import kendalltau
 
 from replay.sweep import method_digest
+from reports.tables import comparison_table
 from tracekit._fields import nearest
 from tracekit.errors import TraceError
 
@@ -142,13 +141,9 @@ def rank(
 
 def rank_table(found: Ranking) -> Group:
     """The ranks side by side, and what the correlation says."""
-    table = Table(
-        title=f"Open loop against closed loop, {', '.join(found.tasks)}, {found.seeds} paired seeds each",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+    table = comparison_table(
+        f"Open loop against closed loop, {', '.join(found.tasks)}, {found.seeds} paired seeds each"
     )
-    table.add_column("configuration", no_wrap=True)
     for heading in (f"offline {found.column}", "rank", "closed-loop success", "rank"):
         table.add_column(heading, justify="right")
     for row in found.configurations:

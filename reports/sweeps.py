@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from replay.sweep import SweepResult
+from reports.tables import comparison_table
 
 __all__ = ["sweep_table"]
 
@@ -42,13 +41,7 @@ def sweep_table(found: SweepResult, *, constrained: bool = False) -> Group:
     first, second = found.objectives
     rows = found.summary.filter(pl.col("pareto")).sort(first, maintain_order=True)
     count = f"{data['configurations']:,} configurations, {data['cells']:,} cells, {data['steps']:,} configuration steps"
-    table = Table(
-        title=f"Open-loop, {count}: Pareto front of {first} against {second}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    table.add_column("configuration", no_wrap=True)
+    table = comparison_table(f"Open-loop, {count}: Pareto front of {first} against {second}")
     shown = [name for name in COLUMNS if name in rows.columns]
     for name in shown:
         table.add_column(COLUMNS[name][0], justify="right", no_wrap=True)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from replay import ReplayResult
 
-__all__ = ["replay_table"]
+__all__ = ["comparison_table", "replay_table"]
 
 UNKNOWN = "–"
 COST_COLUMNS = ("kept 2D/3D", "pruned %", "eff. %", "decide ms", "step ms", "speedup", "")
@@ -31,9 +31,15 @@ def replay_table(result: ReplayResult) -> Group:
     return Group(cost, actions, Text("\n".join([_notes(rows), *_trust(data)]), style="dim"))
 
 
-def _table(title: str, *columns: str) -> Table:
+def comparison_table(title: str) -> Table:
+    """A table with a row per configuration, so far with their names alone."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("configuration", no_wrap=True)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = comparison_table(title)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
