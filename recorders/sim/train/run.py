@@ -95,10 +95,13 @@ def train(
     if saved is not None and saved["demonstrations"] != digest:
         raise ConfigError(f"{out}: began with other demonstrations than those in {data}; give --out another folder")
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         run = _Run(
-            out, Trainer(start_from, Frames(data, plan.demonstrations), plan), Frames(data, plan.held_out), digest
+            out,
+            Trainer(start_from, Frames(data, plan.demonstrations), plan, threads),
+            Frames(data, plan.held_out),
+            digest,
         )
         if saved is not None:
             run.take_up(saved)
@@ -192,7 +195,7 @@ class _Run:
             frames=len(trainer.frames),
             failed_episodes=trainer.frames.failed,
             demonstrations_digest=self._digest,
-            threads=torch.get_num_threads(),
+            threads=trainer.threads,
             parameters=identity.parameters,
             weights_digest=identity.weights_digest,
             held_out=self._losses,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,21 +28,35 @@ _SMOOTHING = 0.999
 
 _DATA, _NOISE, _TOKENS = range(3)
 
+_PART = 8
+"""Frames that are run together. Normalisation over a batch is over so many, however many threads there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Frames `indices` of a step's batch, the `number`-th part of it."""
+
+    number: int
+    indices: list[int]
+
 
 class Trainer:
     """Trains `policy` (float32, unfrozen) on `frames`; `average` holds the running average of its weights.
 
     All randomness of a step is keyed by the plan's seed and the step, so a run that is taken up goes on as if it had
-    never stopped.
+    never stopped. A batch is run in parts of a fixed size, each on a copy of the policy that shares its weights, so
+    that `threads` (torch's own set to 1) run side by side and give what one would.
     """
 
-    def __init__(self, policy: MLA, frames: Frames, plan: TrainingPlan) -> None:
-        self.policy, self.frames, self.plan = policy, frames, plan
+    def __init__(self, policy: MLA, frames: Frames, plan: TrainingPlan, threads: int = 1) -> None:
+        self.policy, self.frames, self.plan, self.threads = policy, frames, plan, threads
         with torch.random.fork_rng():
             torch.manual_seed(plan.seed)
             self.heads = AuxiliaryHeads(policy.config)
         self.average = copy.deepcopy(policy).eval().requires_grad_(requires_grad=False)
-        parameters = [*policy.parameters(), *self.heads.parameters()]
+        self._whole = whole = nn.ModuleList([policy, self.heads])
+        self._parts = [_sharing(whole) for _ in range(math.ceil(plan.batch / _PART))]
+        parameters = list(whole.parameters())
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.01},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -50,13 +65,10 @@ class Trainer:
         self.step = 0
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Take the steps that are left, yielding losses by name; the next batch is made while a step computes."""
-        with ThreadPoolExecutor(1) as worker:
-            pending = worker.submit(self._batch, self.step)
+        """Take the steps that are left, yielding losses by name."""
+        with ThreadPoolExecutor(self.threads) as workers:
             while self.step < self.plan.steps:
-                batch = pending.result()
-                pending = worker.submit(self._batch, self.step + 1)
-                yield self._take(batch)
+                yield self._take(workers)
 
     def state(self) -> dict[str, Any]:
         """Everything that a later run needs to go on."""
@@ -75,35 +87,45 @@ class Trainer:
             module.load_state_dict(state[name])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def _batch(self, step: int) -> Batch:
-        indices = self.frames.drawn(self.plan.seed, step, self.plan.batch)
-        rng = np.random.default_rng([self.plan.seed, step, _DATA])
-        return make_batch(self.policy, self.frames, indices, rng, blind=self.plan.blind)
-
-    def _take(self, batch: Batch) -> dict[str, float]:
-        plan = self.plan
-        self.policy.train()
-        noise = draw_noise(
-            (len(batch), plan.draws, *self.policy.action_shape), _generator(plan.seed, self.step, _NOISE)
-        )
-        tokens = _generator(plan.seed, self.step, _TOKENS)
-        image, points = (
-            torch.randperm(count, generator=tokens)[: plan.kept_tokens(self.step, count)].sort().values
-            for count in (PATCHES_PER_VIEW, self.policy.config.point_tokens)
-        )
-        hidden = forward_batch(self.policy, batch, noise, image, points)
-        losses = _losses(self.heads, hidden, batch, noise.noise, auxiliary=plan.auxiliary)
-        total = sum((WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()), torch.zeros(()))
+    def _take(self, workers: ThreadPoolExecutor) -> dict[str, float]:
+        drawn = self._drawn()
+        shares = [len(part.indices) / self.plan.batch for part in drawn]
+        parts = list(workers.map(self._part_losses, self._parts, drawn))
         rate = self._learning_rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([*self.policy.parameters(), *self.heads.parameters()], 1.0)
+        _gather(self._whole, self._parts, shares)
+        nn.utils.clip_grad_norm_(self._whole.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
         self._update_average()
-        return {"loss": total.item()} | {name: loss.item() for name, loss in losses.items()} | {"learning_rate": rate}
+        losses = {name: sum(s * part[name] for s, part in zip(shares, parts, strict=True)) for name in parts[0]}
+        total = sum(WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items())
+        return {"loss": total, **losses, "learning_rate": rate}
+
+    def _drawn(self) -> list[_Part]:
+        indices = self.frames.drawn(self.plan.seed, self.step, self.plan.batch)
+        return [_Part(i, indices[start : start + _PART]) for i, start in enumerate(range(0, len(indices), _PART))]
+
+    def _part_losses(self, modules: nn.ModuleList, part: _Part) -> dict[str, float]:
+        """Losses of `part` by name; their gradients are left in `modules`, a copy of policy and heads."""
+        plan, policy, heads = self.plan, cast("MLA", modules[0]), cast("AuxiliaryHeads", modules[1])
+        for own, held in zip(modules.buffers(), self._whole.buffers(), strict=True):
+            own.copy_(held)
+        modules.train().zero_grad(set_to_none=True)
+        rng = np.random.default_rng([plan.seed, self.step, _DATA, part.number])
+        batch = make_batch(policy, self.frames, part.indices, rng, blind=plan.blind)
+        generator = _generator(plan.seed, self.step, _NOISE, part.number)
+        noise = draw_noise((len(batch), plan.draws, *policy.action_shape), generator)
+        tokens = _generator(plan.seed, self.step, _TOKENS)
+        image, points = (
+            torch.randperm(count, generator=tokens)[: plan.kept_tokens(self.step, count)].sort().values
+            for count in (PATCHES_PER_VIEW, policy.config.point_tokens)
+        )
+        hidden = forward_batch(policy, batch, noise, image, points)
+        losses = _losses(heads, hidden, batch, noise.noise, auxiliary=plan.auxiliary)
+        sum((WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+        return {name: loss.item() for name, loss in losses.items()}
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to zero."""
@@ -138,6 +160,29 @@ def held_out_losses(
         for name, loss in _losses(heads, hidden, batch, noise.noise, auxiliary=plan.auxiliary).items():
             sums[name] = sums.get(name, 0.0) + loss.item() * len(chosen) / len(indices)
     return sums
+
+
+def _sharing(modules: nn.ModuleList) -> nn.ModuleList:
+    """A copy of `modules` with the same weights in memory, and gradients and buffers of its own."""
+    copied = copy.deepcopy(modules)
+    for own, shared in zip(copied.parameters(), modules.parameters(), strict=True):
+        own.data = shared.data
+    return copied
+
+
+@torch.no_grad()
+def _gather(whole: nn.ModuleList, parts: Sequence[nn.ModuleList], shares: Sequence[float]) -> None:
+    """Give `whole` the weighted mean of the gradients of `parts` and of what their buffers became, in a fixed order."""
+    for parameter, *copies in zip(whole.parameters(), *(part.parameters() for part in parts), strict=True):
+        known = [share * own.grad for share, own in zip(shares, copies, strict=True) if own.grad is not None]
+        parameter.grad = torch.stack(known).sum(0) if known else None
+    for buffer, *copies in zip(whole.buffers(), *(part.buffers() for part in parts), strict=True):
+        if torch.equal(buffer, copies[0]):
+            continue
+        if buffer.is_floating_point():
+            buffer.copy_(torch.stack([share * own for share, own in zip(shares, copies, strict=True)]).sum(0))
+        else:
+            buffer.copy_(copies[0])
 
 
 def _losses(

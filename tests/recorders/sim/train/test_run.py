@@ -40,10 +40,10 @@ def same_weights(first, second):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_same_plan_gives_the_same_losses_and_another_seed_others(demonstrations, plan, tmp_path):
-    short = replace(plan, steps=5)
-    for name in ("first", "second"):
-        train(tmp_path / name, demonstrations, short, policy=tiny())
+def test_the_same_plan_gives_the_same_losses_with_any_threads_and_another_seed_others(demonstrations, plan, tmp_path):
+    short = replace(plan, steps=5, batch=11)  # two parts, of which one is short
+    for name, threads in (("first", 1), ("second", 2)):
+        train(tmp_path / name, demonstrations, short, policy=tiny(), threads=threads)
     train(tmp_path / "other", demonstrations, replace(short, seed=1), policy=tiny())
     assert len(curve(tmp_path / "first")) == 5
     assert curve(tmp_path / "first") == curve(tmp_path / "second")
