@@ -25,7 +25,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Policy to start from, with a fresh optimiser.", metavar="DIR")
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads, and processes for demonstrations; the losses do not depend on it.")] = 2,
+    threads: Annotated[
+        int, typer.Option(help="Threads, and processes for demonstrations; losses are the same for any.")
+    ] = 2,
     no_auxiliary: Annotated[bool, typer.Option("--no-auxiliary", help="The action loss alone.")] = False,
     thinned: Annotated[
         float, typer.Option(help="Share of the steps that see 96 of 256 tokens per modality, 0 to 0.5; cheaper.")
