@@ -24,6 +24,10 @@ def evaluate(
             metavar="FILE|PRESET",
         ),
     ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Configurations of a sweep's grid: a TOML file or a grid's name.", metavar="FILE|GRID"),
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,6 +54,7 @@ def evaluate(
     """Run a policy in closed loop on seeds it was not trained on; all configurations meet the same scenes."""
     from recorders.sim.evaluate import Case, control_case, unpruned
     from recorders.sim.evaluate import evaluate as run_evaluation
+    from replay.sweep import load_grid
     from tracekit.cli._names import names
     from tracekit.config import load_config
     from tracekit.weights import packaged_policy
@@ -59,7 +64,10 @@ def evaluate(
     controls = list(control or [])
     if no_eyes is not None and "blind" not in controls and record is None:
         controls.append("blind")
-    configurations = [load_config(name) for name in config or []] or [unpruned()]
+    configurations = [load_config(name) for name in config or []]
+    if grid is not None:
+        configurations += [one for _, one in load_grid(grid).configurations()]
+    configurations = configurations or [unpruned()]
     cases = [Case(configuration.name, configuration, policy) for configuration in configurations]
     cases += [control_case(name, policy, no_eyes) for name in controls]
     with progress_reporter() as report:

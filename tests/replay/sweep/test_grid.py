@@ -186,7 +186,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(table, words):
 
 
 def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no such file or grid; grids: fig7, rank"):
+    with pytest.raises(ConfigError, match="no such file or grid; grids: fig7, naive, rank"):
         load_grid(tmp_path / "nowhere.toml")
     (tmp_path / "broken.toml").write_text("[axes\n")
     with pytest.raises(ConfigError, match="not valid TOML"):

@@ -47,7 +47,7 @@ def test_unusable_input_is_one_line(run, small_trace, grid, tmp_path):
     out = tmp_path / "out"
     for arguments, words in (
         (("nowhere", "--grid", grid), "nowhere"),
-        ((small_trace, "--grid", "fig8"), "no such file or grid; grids: fig7, rank"),
+        ((small_trace, "--grid", "fig8"), "no such file or grid; grids: fig7, naive, rank"),
         ((small_trace, "--grid", grid, "--where", "gflops < 3"), "--minimise or --maximise"),
         ((small_trace, "--grid", grid, "--minimise", "gflops", "--where", "gflops"), "give a column"),
         ((small_trace, "--grid", grid, "--processes", "0"), "at least 1"),

@@ -38,6 +38,17 @@ def test_evaluate_prints_one_object_with_stable_keys():
     assert rows[1]["pruned"] == {"image": 1.0, "point": 0.0}
 
 
+def test_evaluate_runs_the_configurations_of_a_grid(tmp_path):
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'name = "two"\nkind = "cartesian"\nbase = "naive-50"\n[axes]\npruner.rate = [0.25, 0.75]\n', encoding="utf-8"
+    )
+    done = run("evaluate", "--task", "close_box", "--episodes", 1, "--policy", "small", "--grid", grid, "--json")
+    assert done.exit_code == 0, done.output
+    rows = {row["name"]: row["pruned"]["image"] for row in json.loads(done.stdout)["configurations"]}
+    assert rows == {"rate=0.25": pytest.approx(0.25, abs=0.01), "rate=0.75": pytest.approx(0.75, abs=0.01)}
+
+
 def test_evaluate_says_that_untrained_weights_say_nothing():
     done = run("evaluate", "--task", "close_box", "--episodes", 1, "--policy", "small")
     assert "random weights" in done.stdout
