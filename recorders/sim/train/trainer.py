@@ -28,8 +28,9 @@ _SMOOTHING = 0.999
 
 _DATA, _NOISE, _TOKENS = range(3)
 
-_PART = 8
-"""Frames that are run together. Normalisation over a batch is over so many, however many threads there are."""
+_PART, _BLIND_PART = 8, 64
+"""Frames that are run together. Normalisation over a batch is over so many, however many threads there are; without
+pictures and clouds there is none, and frames cost little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Trainer:
             self.heads = AuxiliaryHeads(policy.config)
         self.average = copy.deepcopy(policy).eval().requires_grad_(requires_grad=False)
         self._whole = whole = nn.ModuleList([policy, self.heads])
-        self._parts = [_sharing(whole) for _ in range(math.ceil(plan.batch / _PART))]
+        self._size = _BLIND_PART if plan.blind else _PART
+        self._parts = [_sharing(whole) for _ in range(math.ceil(plan.batch / self._size))]
         parameters = list(whole.parameters())
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.01},
@@ -105,7 +107,8 @@ class Trainer:
 
     def _drawn(self) -> list[_Part]:
         indices = self.frames.drawn(self.plan.seed, self.step, self.plan.batch)
-        return [_Part(i, indices[start : start + _PART]) for i, start in enumerate(range(0, len(indices), _PART))]
+        starts = range(0, len(indices), self._size)
+        return [_Part(i, indices[start : start + self._size]) for i, start in enumerate(starts)]
 
     def _part_losses(self, modules: nn.ModuleList, part: _Part) -> dict[str, float]:
         """Losses of `part` by name; their gradients are left in `modules`, a copy of policy and heads."""
