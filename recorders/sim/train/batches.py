@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from recorders.sim.cloud import CROP_HIGH, CROP_LOW
 from recorders.sim.palette import PALETTE
-from recorders.sim.train.demonstrations import Demonstration, demonstration_path
+from recorders.sim.train.demonstrations import LANDMARKS, Demonstration, demonstration_path
 from tracekit.errors import TraceError
 from tracekit.layout import GRID
 from tracekit.model import MLA
@@ -28,14 +28,18 @@ __all__ = ["Batch", "Frames", "Labels", "make_batch"]
 _NEXT_POINTS = 4
 """Points of the next cloud whose mean tells where the surface near a point token has gone."""
 
+_ITEM_WIDTH, _LEAST_NEAR = 0.03, 0.1
+"""Metres from the item's origin at which a patch counts exp(-1/2), and the least that counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What is predicted for B frames. NaN where there is nothing to predict.
 
     `action`: (B, T, A) normalised. `landmarks`: (B, 3, 3) m. `patch_xyz`: (B, 256, 3) m, in the working space only.
-    `named`: (B, 256) share of the named object's pixels in every patch, all zero where it is hidden. `next_patch`:
-    (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point
+    `named`: (B, 256) share of the named object's pixels in every patch, all zero where it is hidden. `item`: (B, 256)
+    in 0 ... 1, how near what the patch shows is to the loose thing that has to be moved; zero without one.
+    `next_patch`: (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point
     token's centre to the next cloud nearby. `colour`: (B,) int64 place in the sorted palette of the colour that the
     instruction names.
     """
@@ -44,6 +48,7 @@ class Labels:
     landmarks: Tensor
     patch_xyz: Tensor
     named: Tensor
+    item: Tensor
     next_patch: Tensor
     next_offset: Tensor
     colour: Tensor
@@ -111,18 +116,20 @@ def make_batch(
     colour = torch.tensor([_named_colour(episode.instruction) for episode, _ in chosen])
     if blind:
         none = torch.zeros(len(chosen), 0, 3)
-        return Batch(text_ids, proprio, Labels(action, landmarks, none, none[..., 0], none, none, colour))
+        return Batch(text_ids, proprio, Labels(action, landmarks, none, none[..., 0], none[..., 0], none, none, colour))
     clouds = [episode.points[frame] for episode, frame in chosen]
     grouped = [_grouped(cloud, config.fps_sizes, config.point_neighbours, rng) for cloud in clouds]
     centres = [_centres(cloud, stages) for cloud, stages in zip(clouds, grouped, strict=True)]
     following = [episode.points[frame + 1] for episode, frame in chosen]
     pixels = torch.stack([_bytes(episode.image(frame)) for episode, frame in chosen])
     later = torch.stack([_bytes(episode.image(frame + 1)) for episode, frame in chosen])
+    places = _tensor([episode.patch_xyz[frame] for episode, frame in chosen])
     labels = Labels(
         action=action,
         landmarks=landmarks,
-        patch_xyz=_working_space(_tensor([episode.patch_xyz[frame] for episode, frame in chosen])),
+        patch_xyz=_working_space(places),
         named=_named(torch.tensor(np.stack([episode.patch_pixels[frame, :, 0] for episode, frame in chosen]))),
+        item=_near(places, landmarks[:, LANDMARKS.index("item")]),
         next_patch=_patch_colours(later),
         next_offset=_tensor([_offsets(c, cloud) for c, cloud in zip(centres, following, strict=True)]),
         colour=colour,
@@ -175,6 +182,13 @@ def _named_colour(instruction: str) -> int:
 def _named(pixels: Tensor) -> Tensor:
     counts = pixels.float()
     return counts / counts.sum(1, keepdim=True).clamp_min(1.0)
+
+
+def _near(places: Tensor, item: Tensor) -> Tensor:
+    """(B, 256) weights of `places` (B, 256, 3) by their distance to `item` (B, 3), m; zero far off and for NaN."""
+    squared = (places - item[:, None]).square().sum(-1)
+    weights = (-squared / (2 * _ITEM_WIDTH**2)).exp()
+    return torch.where(weights > _LEAST_NEAR, weights, 0.0)
 
 
 def _grouped(

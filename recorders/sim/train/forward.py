@@ -38,8 +38,8 @@ class Hidden:
 
     `predicted`: (B, K, T, A) noise. `middle_image`, `middle_state`: (B, N, D) and (B, D) in the middle of the network.
     `late_image`, `late_state`: as the last layer is given them, `final_image`, `final_points`, `final_state` as
-    it leaves them. `looked`: (B, N) logarithm of the attention that the state row gives to image tokens in the
-    first head of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
+    it leaves them. `looked`: (B, 2, N) logarithm of the attention that the state row gives to image tokens in
+    the first two heads of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
     """
 
     predicted: Tensor
@@ -159,18 +159,23 @@ def _run(
         final[:, at_image],
         final[:, at_points],
         final[:, state],
-        looked[:, at_image],
+        looked[:, :, at_image],
     )
 
 
 def _looked(layer: nn.Module, rows: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """(G, n) log-attention of the last of `rows` (G, n, D) to all of them in the first head of `layer`."""
+    """(G, 2, n) log-attention of the last of `rows` (G, n, D) to all of them in the first two heads of `layer`."""
     attention = cast("DecoderLayer", layer).self_attn
     normed, width = cast("DecoderLayer", layer).input_layernorm(rows), attention.head_dim
     cos, sin = (table[: rows.shape[1]] for table in rotary)
-    asking = rotate(functional.linear(normed[:, -1:], attention.q_proj.weight[:width]), cos[-1:], sin[-1:])
-    keys = rotate(functional.linear(normed, attention.k_proj.weight[:width]), cos, sin)
-    logits: Tensor = (keys @ asking.transpose(1, 2)).squeeze(-1) * width**-0.5
+
+    def heads(weight: Tensor, seen: Tensor) -> Tensor:
+        projected = functional.linear(seen, weight[: 2 * width])
+        return projected.view(*projected.shape[:2], 2, width).transpose(1, 2)
+
+    asking = rotate(heads(attention.q_proj.weight, normed[:, -1:]), cos[-1:], sin[-1:])
+    keys = rotate(heads(attention.k_proj.weight, normed), cos, sin)
+    logits: Tensor = (keys @ asking.transpose(2, 3)).squeeze(-1) * width**-0.5
     return logits.log_softmax(-1)
 
 

@@ -29,6 +29,7 @@ WEIGHTS = {
     "future_points": 0.1,
     "colour": 0.1,
     "look": 0.1,
+    "look_item": 0.1,
 }
 """Weight of every auxiliary loss in the sum; the noise prediction has weight 1."""
 
@@ -44,7 +45,8 @@ class AuxiliaryHeads(nn.Module):
     named object, before the last layer and (`future_pointer`) after it. `future_patch`, `future_points`: final visual
     rows -> the next picture's patch and the next cloud nearby, as the release's future generation asks of them.
     `colour`: state row in the middle -> the colour that is named, so that later layers can look for it. Beside them,
-    `look` asks the policy itself: in one head of the middle layer the state row is to look at the named object.
+    `look` asks the policy itself: in one head of the middle layer the state row is to look at the named object, and in
+    another (`look_item`) at what has to be moved.
     """
 
     def __init__(self, config: MLAConfig) -> None:
@@ -97,7 +99,8 @@ def auxiliary_losses(heads: AuxiliaryHeads, hidden: Hidden, labels: Labels) -> d
         "future_pointer": _pointed(heads.future_pointer(hidden.final_state, hidden.final_image), named),
         "future_patch": _squared(heads.future_patch(hidden.final_image), labels.next_patch[:, hidden.image]),
         "colour": functional.cross_entropy(heads.colour(heads.middle_norm(hidden.middle_state)), labels.colour),
-        "look": _seen(hidden.looked, named),
+        "look": _seen(hidden.looked[:, 0], named),
+        "look_item": _seen(hidden.looked[:, 1], labels.item[:, hidden.image]),
         "future_points": _squared(
             heads.future_points(hidden.final_points), labels.next_offset[:, hidden.points] / _OFFSET_SCALE
         ),
@@ -116,7 +119,7 @@ def _pointed(logits: Tensor, named: Tensor) -> Tensor:
 
 
 def _seen(logs: Tensor, named: Tensor) -> Tensor:
-    """Cross-entropy of `logs` (B, N) with the share of the named object's pixels, over frames whose patches show it."""
+    """Cross-entropy of `logs` (B, N) with the shares `named`, over the frames whose patches show something of it."""
     total = named.sum(1)
     wanted = named / total.clamp_min(1e-6)[:, None]
     each = -(wanted * logs).sum(1)

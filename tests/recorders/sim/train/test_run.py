@@ -9,8 +9,8 @@ import torch
 
 from recorders.sim.train import run as running
 from recorders.sim.train import train
-from recorders.sim.train.batches import Frames
-from recorders.sim.train.demonstrations import Demonstration, demonstration_path, record_demonstrations
+from recorders.sim.train.batches import Frames, make_batch
+from recorders.sim.train.demonstrations import LANDMARKS, Demonstration, demonstration_path, record_demonstrations
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.seeds import TRAINING_SEEDS, refuse_training_seeds
 from tests.small import WIDTHS
@@ -139,6 +139,21 @@ def test_labels_point_at_the_named_object(demonstrations, plan):
         assert np.isnan(episode.landmarks[:, 2]).all() == (task == "close_box")
         assert np.abs(episode.action).max() < 1.5
         assert len(episode.images) == len(episode.points) == len(episode) + 1
+
+
+def test_labels_tell_where_what_has_to_be_moved_lies(demonstrations, plan):
+    frames = Frames(demonstrations, plan.demonstrations)
+    batch = make_batch(tiny(), frames, range(len(frames)), np.random.default_rng(0))
+    item, places = batch.labels.item, batch.labels.landmarks[:, LANDMARKS.index("item")]
+    moves = ~places.isnan().any(1)
+    assert moves.any()  # a banana is moved
+    assert not moves.all()  # a box is not
+    assert not item[~moves].any()
+    seen = batch.labels.patch_xyz[moves].nan_to_num(9.0)
+    distance = (seen - places[moves][:, None]).norm(dim=-1)
+    near = torch.exp(-((distance / 0.03) ** 2) / 2)
+    torch.testing.assert_close(item[moves], near * (near > 0.1), rtol=1e-4, atol=1e-6)
+    assert item[moves].any(1).float().mean() > 0.5  # it is seen in most frames
 
 
 def test_a_damaged_demonstration_is_named(demonstrations, plan, tmp_path):
