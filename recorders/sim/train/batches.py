@@ -39,9 +39,9 @@ class Labels:
     `action`: (B, T, A) normalised. `landmarks`: (B, 3, 3) m. `patch_xyz`: (B, 256, 3) m, in the working space only.
     `named`: (B, 256) share of the named object's pixels in every patch, all zero where it is hidden. `item`: (B, 256)
     in 0 ... 1, how near what the patch shows is to the loose thing that has to be moved; zero without one.
-    `next_patch`: (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point
-    token's centre to the next cloud nearby. `colour`: (B,) int64 place in the sorted palette of the colour that the
-    instruction names.
+    `next_patch`: (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from
+    a point token's centre to the next cloud nearby. `colour`: (B,) int64 place in the sorted palette of the colour that
+    the instruction names.
     """
 
     action: Tensor
