@@ -100,7 +100,12 @@ class Cache(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A policy the engine can run. A = action size, T = actions per chunk, D = width."""
+    """A policy the engine can run. A = action size, T = actions per chunk, D = width.
+
+    What a call returns is its caller's: no later call writes to it, and nothing that the backbone's projections gave is
+    written to in place, because it may be read only after the step, by another thread. The one exception is the cache;
+    see `new_cache`. `tracekit.testing.check_policy` checks it.
+    """
 
     @property
     def identity(self) -> PolicyIdentity:
@@ -140,7 +145,11 @@ class Policy(Protocol):
         ...
 
     def new_cache(self, capacity: int) -> Cache:
-        """An empty cache with room for `capacity` rows."""
+        """An empty cache with room for `capacity` rows.
+
+        May be the one before, emptied, or another on the same buffers: whoever observes the policy has by now read what
+        it wanted of earlier ones. Between this call and the next, only `forward`, `forget` and `select` change it.
+        """
         ...
 
     def forward(

@@ -43,6 +43,8 @@ class AttentionTap:
     layers and heads, and norms. `head`: the vocabulary head, for norms of logits. After `follow`, the calls belong to a
     later pass, of which only the action rows are taken.
 
+    Of a call over a cache, references to the cache's keys are kept until `settle`, or until the results are asked for.
+
     `layers`: (l,) indices of the layers whose rows are rebuilt. `elapsed_ns`: time spent here, so that observing is
     charged to itself; `hooks_ns`: of it, per layer. `dtype`: of the projections, as they came out (autocast makes it
     another than the weights'); None before the first call.
@@ -196,6 +198,10 @@ class AttentionTap:
         # The precision of products belongs to the process: another thread must not set it while the policy runs.
         precise = torch.get_float32_matmul_precision() == "highest"
         return precise and self._device.type == "cpu" and self._waiting.is_small
+
+    def settle(self) -> None:
+        """Read what waits of the caches of earlier calls, which may change from now on."""
+        self._waiting.settle()
 
     def launch(self, *, now: bool = True) -> None:
         """Start bringing the first pass's results to the host, without waiting; the properties wait.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tracekit.capture import AttentionTap
+from tracekit.engine.result import unread
 from tracekit.layout import TokenLayout
 from tracekit.policy import Cache, Policy, Prefix
 from tracekit.profiling import Stage, StageClock
@@ -303,6 +304,7 @@ class CachedForward(PassForward):
                     positions = positions[index]
                 return self._hold(held.cache, positions, positions, kept)
         rows, positions = self._compact(step, prefix.rows, self._prefix_positions, kept)
+        self._read_earlier(step, tap)
         with self._clock.stage("prefill", step):
             cache = self._policy.new_cache(len(rows) + len(self._tail_positions))
             visible = self._visible(kept, positions, None)
@@ -320,6 +322,7 @@ class CachedForward(PassForward):
         """Pass 0 of a step that is cut behind a block: what decides there may look at the tail's rows as well."""
         with self._clock.stage("denoise", step):
             sequence = torch.cat([prefix.rows, self._embed_tail(sample, step)])
+        self._read_earlier(step, tap)
         with self._clock.stage("prefill", step):
             cache = self._policy.new_cache(len(sequence))
         hidden, positions, kept = self._run_cut("prefill", step, sequence, kept, tap, cache)
@@ -327,6 +330,16 @@ class CachedForward(PassForward):
         rest = positions[: len(positions) - len(self._tail_positions)]
         self._hold(cache, self._prefix_positions, rest, kept)
         return hidden
+
+    def _read_earlier(self, step: int, tap: AttentionTap | None) -> None:
+        """Before a new cache: read what is still to be read of earlier ones, whose buffers a policy may use again."""
+        waiting = unread(self._policy)
+        if waiting or tap is not None:
+            with self._clock.stage("observe", step):
+                for deferred in waiting:
+                    deferred.get()
+                if tap is not None:
+                    tap.settle()
 
     def _hold(self, cache: Cache, first: Tensor, rest: Tensor, kept: Mask) -> _Held:
         visible = self._visible(kept, self._tail_positions, rest)

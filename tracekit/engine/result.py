@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from tracekit.layout import TokenLayout
 from tracekit.pruning import Decision, Observables
 
-__all__ = ["Captured", "Deferred", "PassRecord", "StepResult", "rows_digest"]
+__all__ = ["Captured", "Deferred", "PassRecord", "StepResult", "rows_digest", "unread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,34 @@ class Captured:
 
 
 class Deferred:
-    """What `take` gives, taken once, when it is first asked for, by whichever thread asks."""
+    """What `take` gives, taken once, when it is first asked for, by whichever thread asks.
 
-    def __init__(self, take: Callable[[], Captured]) -> None:
+    `policy`: whose caches `take` may still read; `unread` finds it until it was asked for.
+    """
+
+    def __init__(self, take: Callable[[], Captured], policy: object) -> None:
         self._take: Callable[[], Captured] | None = take
+        self.policy: object = policy
         self._lock = threading.Lock()
         self._found = Captured()
+        _UNREAD.add(self)
 
     def get(self) -> Captured:
         """The captured; raises what `take` raises."""
         with self._lock:
             if self._take is not None:
-                self._found, self._take = self._take(), None
+                self._found, self._take, self.policy = self._take(), None, None
+                _UNREAD.discard(self)
             return self._found
+
+
+_UNREAD: weakref.WeakSet[Deferred] = weakref.WeakSet()
+"""Of the process, because several controllers may drive one policy. What nobody can ask for any more leaves it."""
+
+
+def unread(policy: object) -> list[Deferred]:
+    """What was taken from `policy` and waits to be asked for."""
+    return [deferred for deferred in list(_UNREAD) if deferred.policy is policy]
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,7 @@ class _Step:
                 reduction_ns=tap.reduction_ns,
             )
 
-        return Deferred(take)
+        return Deferred(take, self.policy)
 
     @staticmethod
     def _whole(captured: Captured) -> Observables | None:

@@ -1,6 +1,7 @@
-"""Test a pruner of your own: `check_pruner` in one line of a pytest function."""
+"""Test a pruner or a policy of your own: `check_pruner`, `check_policy`, in one line of a pytest function."""
 
 from tracekit.testing.inputs import random_observables, random_scores
+from tracekit.testing.policies import check_policy
 from tracekit.testing.pruners import check_pruner
 
-__all__ = ["check_pruner", "random_observables", "random_scores"]
+__all__ = ["check_policy", "check_pruner", "random_observables", "random_scores"]
