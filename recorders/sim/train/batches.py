@@ -38,10 +38,10 @@ class Labels:
 
     `action`: (B, T, A) normalised. `landmarks`: (B, 3, 3) m. `patch_xyz`: (B, 256, 3) m, in the working space only.
     `named`: (B, 256) share of the named object's pixels in every patch, all zero where it is hidden. `item`: (B, 256)
-    in 0 ... 1, how near what the patch shows is to the loose thing that has to be moved; zero without one.
-    `next_patch`: (B, 256, 12) the next picture, 2 x 2 colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from
-    a point token's centre to the next cloud nearby. `colour`: (B,) int64 place in the sorted palette of the colour that
-    the instruction names.
+    in 0 ... 1, how near what the patch shows is to the loose thing that has to be moved; zero without one;
+    `item_points`: (B, 256) the same of point tokens' centres. `next_patch`: (B, 256, 12) the next picture, 2 x 2
+    colours per patch in 0 ... 1. `next_offset`: (B, 256, 3) m, from a point token's centre to the next cloud nearby.
+    `colour`: (B,) int64 place in the sorted palette of the colour that the instruction names.
     """
 
     action: Tensor
@@ -49,6 +49,7 @@ class Labels:
     patch_xyz: Tensor
     named: Tensor
     item: Tensor
+    item_points: Tensor
     next_patch: Tensor
     next_offset: Tensor
     colour: Tensor
@@ -116,7 +117,11 @@ def make_batch(
     colour = torch.tensor([_named_colour(episode.instruction) for episode, _ in chosen])
     if blind:
         none = torch.zeros(len(chosen), 0, 3)
-        return Batch(text_ids, proprio, Labels(action, landmarks, none, none[..., 0], none[..., 0], none, none, colour))
+        return Batch(
+            text_ids,
+            proprio,
+            Labels(action, landmarks, none, none[..., 0], none[..., 0], none[..., 0], none, none, colour),
+        )
     clouds = [episode.points[frame] for episode, frame in chosen]
     grouped = [_grouped(cloud, config.fps_sizes, config.point_neighbours, rng) for cloud in clouds]
     centres = [_centres(cloud, stages) for cloud, stages in zip(clouds, grouped, strict=True)]
@@ -124,12 +129,14 @@ def make_batch(
     pixels = torch.stack([_bytes(episode.image(frame)) for episode, frame in chosen])
     later = torch.stack([_bytes(episode.image(frame + 1)) for episode, frame in chosen])
     places = _tensor([episode.patch_xyz[frame] for episode, frame in chosen])
+    item = landmarks[:, LANDMARKS.index("item")]
     labels = Labels(
         action=action,
         landmarks=landmarks,
         patch_xyz=_working_space(places),
         named=_named(torch.tensor(np.stack([episode.patch_pixels[frame, :, 0] for episode, frame in chosen]))),
-        item=_near(places, landmarks[:, LANDMARKS.index("item")]),
+        item=_near(places, item),
+        item_points=_near(_tensor(centres), item),
         next_patch=_patch_colours(later),
         next_offset=_tensor([_offsets(c, cloud) for c, cloud in zip(centres, following, strict=True)]),
         colour=colour,

@@ -23,6 +23,9 @@ from tracekit.model.diffusion import TRAINING_STEPS, add_noise
 
 __all__ = ["Hidden", "Noise", "draw_noise", "forward_batch"]
 
+_LOOKING = 3
+"""Heads of the middle layer whose attention is taught."""
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -36,14 +39,18 @@ class Noise:
 class Hidden:
     """What the losses read, B frames with N image and M point tokens kept.
 
-    `predicted`: (B, K, T, A) noise. `middle_image`, `middle_state`: (B, N, D) and (B, D) in the middle of the network.
+    `predicted`: (B, K, T, A) noise. `middle_image`, `middle_points`, `middle_state`: (B, N, D), (B, M, D) and (B, D) in
+    the middle of the network.
     `late_image`, `late_state`: as the last layer is given them, `final_image`, `final_points`, `final_state` as
     it leaves them. `looked`: (B, 2, N) logarithm of the attention that the state row gives to image tokens in
     the first two heads of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
     """
 
+    image: Tensor
+    points: Tensor
     predicted: Tensor
     middle_image: Tensor
+    middle_points: Tensor
     middle_state: Tensor
     late_image: Tensor
     late_state: Tensor
@@ -51,8 +58,7 @@ class Hidden:
     final_points: Tensor
     final_state: Tensor
     looked: Tensor
-    image: Tensor
-    points: Tensor
+    looked_points: Tensor
 
 
 def draw_noise(shape: tuple[int, int, int, int], generator: torch.Generator) -> Noise:
@@ -94,20 +100,7 @@ def forward_batch(policy: MLA, batch: Batch, noise: Noise, image: Tensor, points
         parts.append(_run(policy, rows, tails[members], len(batch.text_ids[members[0]]) - 1, image, points))
     back = torch.tensor(order).argsort()
     fields = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-    predicted, middle, middle_state, late, late_state, final_image, final_points, final_state, looked = fields
-    return Hidden(
-        predicted,
-        middle,
-        middle_state,
-        late,
-        late_state,
-        final_image,
-        final_points,
-        final_state,
-        looked,
-        image=image,
-        points=points,
-    )
+    return Hidden(image, points, *fields)
 
 
 def _encoded(policy: MLA, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -153,28 +146,31 @@ def _run(
     return (
         predicted,
         middle[:, at_image],
+        middle[:, at_points],
         middle[:, state],
         late[:, at_image],
         late[:, state],
         final[:, at_image],
         final[:, at_points],
         final[:, state],
-        looked[:, :, at_image],
+        looked[:, :2, at_image],
+        looked[:, 2, at_points],
     )
 
 
 def _looked(layer: nn.Module, rows: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """(G, 2, n) log-attention of the last of `rows` (G, n, D) to all of them in the first two heads of `layer`."""
+    """(G, 3, n) log-attention of the last of `rows` (G, n, D) to all of them in the first three heads of `layer`."""
     attention = cast("DecoderLayer", layer).self_attn
     normed, width = cast("DecoderLayer", layer).input_layernorm(rows), attention.head_dim
     cos, sin = (table[: rows.shape[1]] for table in rotary)
 
-    def heads(weight: Tensor, seen: Tensor) -> Tensor:
-        projected = functional.linear(seen, weight[: 2 * width])
-        return projected.view(*projected.shape[:2], 2, width).transpose(1, 2)
+    def heads(weight: Tensor, seen: Tensor, chosen: list[int]) -> Tensor:
+        rows = [row for head in chosen for row in range(head * width, (head + 1) * width)]
+        return functional.linear(seen, weight[rows]).view(*seen.shape[:2], len(chosen), width).transpose(1, 2)
 
-    asking = rotate(heads(attention.q_proj.weight, normed[:, -1:]), cos[-1:], sin[-1:])
-    keys = rotate(heads(attention.k_proj.weight, normed), cos, sin)
+    shared = [head * attention.kv_heads // attention.heads for head in range(_LOOKING)]
+    asking = rotate(heads(attention.q_proj.weight, normed[:, -1:], list(range(_LOOKING))), cos[-1:], sin[-1:])
+    keys = rotate(heads(attention.k_proj.weight, normed, shared), cos, sin)
     logits: Tensor = (keys @ asking.transpose(2, 3)).squeeze(-1) * width**-0.5
     return logits.log_softmax(-1)
 

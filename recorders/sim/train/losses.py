@@ -30,6 +30,9 @@ WEIGHTS = {
     "colour": 0.1,
     "look": 0.1,
     "look_item": 0.1,
+    "look_points": 0.1,
+    "nearby": 1.0,
+    "nearby_points": 1.0,
 }
 """Weight of every auxiliary loss in the sum; the noise prediction has weight 1."""
 
@@ -46,7 +49,9 @@ class AuxiliaryHeads(nn.Module):
     rows -> the next picture's patch and the next cloud nearby, as the release's future generation asks of them.
     `colour`: state row in the middle -> the colour that is named, so that later layers can look for it. Beside them,
     `look` asks the policy itself: in one head of the middle layer the state row is to look at the named object, and in
-    another (`look_item`) at what has to be moved.
+    others (`look_item`, `look_points`) at what has to be moved. `nearby`: image tokens in the middle that show the
+    named object or what has to be moved -> `LANDMARKS` and the expert's answer, as far as one patch can tell: where in
+    it something lies, and how it is turned; `nearby_points`: the same of point tokens on what has to be moved.
     """
 
     def __init__(self, config: MLAConfig) -> None:
@@ -61,6 +66,8 @@ class AuxiliaryHeads(nn.Module):
         self.future_patch = Mlp(width, width, 12)
         self.future_points = Mlp(width, width, 3)
         self.colour = Linear(width, len(PALETTE))
+        asked = 3 * len(LANDMARKS) + config.action_window * config.action_size
+        self.nearby, self.nearby_points = Mlp(width, width, asked), Mlp(width, width, asked)
 
 
 class _Pointer(nn.Module):
@@ -90,8 +97,12 @@ def auxiliary_losses(heads: AuxiliaryHeads, hidden: Hidden, labels: Labels) -> d
     }
     if len(hidden.image) == 0:
         return losses
-    place = heads.place(heads.middle_norm(hidden.middle_image))
-    named = labels.named[:, hidden.image]
+    middle = heads.middle_norm(hidden.middle_image)
+    place = heads.place(middle)
+    named, item = labels.named[:, hidden.image], labels.item[:, hidden.image]
+    visible = named / named.amax(1, keepdim=True).clamp_min(1e-6)
+    item_points = labels.item_points[:, hidden.points]
+    asked = torch.cat([(labels.landmarks / _PLACE_SCALE).flatten(1), labels.action.flatten(1)], 1)[:, None]
     late = heads.late_norm(hidden.late_image)
     return losses | {
         "place": _squared(place, labels.patch_xyz[:, hidden.image] / _PLACE_SCALE),
@@ -100,18 +111,24 @@ def auxiliary_losses(heads: AuxiliaryHeads, hidden: Hidden, labels: Labels) -> d
         "future_patch": _squared(heads.future_patch(hidden.final_image), labels.next_patch[:, hidden.image]),
         "colour": functional.cross_entropy(heads.colour(heads.middle_norm(hidden.middle_state)), labels.colour),
         "look": _seen(hidden.looked[:, 0], named),
-        "look_item": _seen(hidden.looked[:, 1], labels.item[:, hidden.image]),
+        "look_item": _seen(hidden.looked[:, 1], item),
+        "look_points": _seen(hidden.looked_points, item_points),
+        "nearby": _squared(heads.nearby(middle), asked, torch.maximum(visible, item)),
+        "nearby_points": _squared(heads.nearby_points(heads.middle_norm(hidden.middle_points)), asked, item_points),
         "future_points": _squared(
             heads.future_points(hidden.final_points), labels.next_offset[:, hidden.points] / _OFFSET_SCALE
         ),
     }
 
 
-def _squared(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error over the entries of `wanted` that are not NaN."""
+def _squared(predicted: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error over the entries of `wanted` that are not NaN; `weights` (B, N) of rows (B, N, …), all 1."""
     known = ~wanted.isnan()
-    error = torch.where(known, predicted - torch.where(known, wanted, 0.0), 0.0)
-    return error.square().sum() / known.sum().clamp_min(1)
+    squared = torch.where(known, predicted - torch.where(known, wanted, 0.0), 0.0).square()
+    counted = known.expand_as(predicted).to(predicted.dtype)
+    if weights is not None:
+        squared, counted = squared * weights[..., None], counted * weights[..., None]
+    return squared.sum() / counted.sum().clamp_min(1)
 
 
 def _pointed(logits: Tensor, named: Tensor) -> Tensor:

@@ -69,12 +69,18 @@ def test_the_look_is_the_attention_of_the_state_row(frames, trainable):
         half = torch.cat([-x[width // 2 :], x[: width // 2]])
         return x * cos[position] + half * sin[position]
 
-    for head in range(2):
-        own = slice(head * width, (head + 1) * width)
+    for head in range(3):  # four heads share two keys: 0 and 1 the first, 2 the second
+        own, keys = slice(head * width, (head + 1) * width), slice(head // 2 * width, (head // 2 + 1) * width)
         query = rotated(seen["q"][0, state, own], state)
-        logits = torch.stack([query @ rotated(seen["k"][0, j, own], j) for j in range(state + 1)]) / width**0.5
-        expected = logits.softmax(0)[torch.from_numpy(layout.image_positions)]
-        torch.testing.assert_close(hidden.looked[0, head].detach().exp(), expected, rtol=1e-5, atol=1e-8)
+        logits = torch.stack([query @ rotated(seen["k"][0, j, keys], j) for j in range(state + 1)]) / width**0.5
+        looked, places = (
+            (hidden.looked[0, head], layout.image_positions)
+            if head < 2
+            else (hidden.looked_points[0], layout.point_positions)
+        )
+        torch.testing.assert_close(
+            looked.detach().exp(), logits.softmax(0)[torch.from_numpy(places)], rtol=1e-5, atol=1e-8
+        )
 
 
 def as_the_policy_groups(cloud, sizes, k, rng):
