@@ -34,6 +34,12 @@ _GIRTH = 0.014
 
 _GRASP_HEIGHT = 0.016
 _CARRY_HEIGHT = 0.12
+_AIM, _FUNNEL = 0.022, 0.035
+"""Metres off the axis that are near enough to go straight down, and over which the travelling height is reached."""
+
+_TURNED = 0.6
+"""Radians that the banana is turned at most, from lying along the line to the base."""
+
 _DOWN = np.array([0.0, 0.0, -1.0])
 
 
@@ -51,7 +57,10 @@ class _Plate(NamedTuple):
 
 
 def draw_banana(rng: np.random.Generator) -> BananaScenario:
-    """A banana in the middle, turned any way, and a plate on either side. No plate has the banana's colour."""
+    """A banana in the middle, along the line to the base give or take 34 degrees, and a plate on either side.
+
+    No plate has the banana's colour.
+    """
     size = float(rng.uniform(0.93, 1.07))
     colours = draw_colours(rng, 2, without=("yellow",))
     azimuths = draw_opposite_azimuths(rng, apart=1.1, nearest=0.50)
@@ -68,7 +77,7 @@ def draw_banana(rng: np.random.Generator) -> BananaScenario:
         target=target,
         twin=twin,
         place=(float(place[0]), float(place[1])),
-        yaw=float(rng.uniform(-math.pi, math.pi)),
+        yaw=math.atan2(place[1], place[0]) + float(rng.uniform(-_TURNED, _TURNED)) + math.pi * int(rng.integers(2)),
         instruction=_SENTENCES[int(rng.integers(len(_SENTENCES)))].format(colours[0]),
     )
 
@@ -133,30 +142,25 @@ class BananaScenario:
         return "grasp" if float(np.linalg.norm(world.tool_point() - world.position(_ITEM))) < 0.05 else "reach"
 
     def next_pose(self, world: World) -> ToolPose:
-        """Above the banana, down, close, up, across, down, open; whichever of these the present state calls for."""
+        """Above the banana, down, close, up, across, down, open; whichever of these the present state calls for.
+
+        What hangs on where things are seen to be changes gradually; only the tool's own state is a switch.
+        """
         tool, banana = world.tool_point(), world.position(_ITEM)
         frame = _jaws_across(world.rotation(_ITEM)[:, 0], banana)
         if self._on_plate(world):
             return ToolPose(np.array([tool[0], tool[1], max(tool[2], _CARRY_HEIGHT)]), frame, open=True)
         if self._held(world):
             return self._carry(world, tool, tool + world.position(self.target.name) - banana)
+        grasp = self.size * _GRASP_HEIGHT
         off = float(np.hypot(*(tool - banana)[:2]))
-        if off > 0.02:
-            # swing at travelling height, and rise there first when low, so that nothing is knocked over
-            height = _CARRY_HEIGHT
-            place = tool if tool[2] < height - 0.04 else banana
-            return ToolPose(np.array([place[0], place[1], height]), frame, open=True)
-        grasp = np.array([banana[0], banana[1], self.size * _GRASP_HEIGHT])
-        return ToolPose(grasp, frame, open=bool(tool[2] > grasp[2] + 0.008 or off > 0.01))
+        point = _funnel(tool, banana, grasp, rise_below=_CARRY_HEIGHT - 0.04)
+        return ToolPose(point, frame, open=bool(tool[2] > grasp + 0.012 or off > _AIM))
 
     def _carry(self, world: World, tool: Vector, over: Vector) -> ToolPose:
         """With the banana between the jaws: up, across to where it is above the plate, and down."""
-        if float(np.hypot(*(over - tool)[:2])) < 0.02:
-            goal = np.array([over[0], over[1], self.size * (2 * _PLATE_HALF_HEIGHT + _GRASP_HEIGHT)])
-        elif tool[2] < _CARRY_HEIGHT - 0.05:
-            goal = np.array([tool[0], tool[1], _CARRY_HEIGHT])
-        else:
-            goal = np.array([over[0], over[1], _CARRY_HEIGHT])
+        lowest = self.size * (2 * _PLATE_HALF_HEIGHT + _GRASP_HEIGHT)
+        goal = _funnel(tool, over, lowest, rise_below=_CARRY_HEIGHT - 0.05)
         # the jaws turn with the arm's swing, so that the wrist need not
         following = cylindrical_step(tool, goal, self.stride)
         swing = math.atan2(following[1], following[0]) - math.atan2(tool[1], tool[0])
@@ -186,6 +190,17 @@ class BananaScenario:
         for end, inner in ((joints[0], joints[1]), (joints[3], joints[2])):
             tip = [end[axis] + 0.45 * (end[axis] - inner[axis]) for axis in range(3)]
             body.add_geom(type=_CAPSULE, size=[0.45 * girth, 0, 0], fromto=[*end, *tip], mass=0.002, rgba=_STALK)
+
+
+def _funnel(tool: Vector, goal: Vector, lowest: float, rise_below: float) -> Vector:
+    """The point to go to on the way to `goal` at height `lowest`: the nearer to its axis, the lower.
+
+    A tool off the axis and lower than `rise_below` rises before it goes there.
+    """
+    away = goal[:2] - tool[:2]
+    off = float(np.clip((np.hypot(*away) - _AIM) / _FUNNEL, 0.0, 1.0))
+    place = tool[:2] + (1.0 - off if tool[2] < rise_below else 1.0) * away
+    return np.array([place[0], place[1], lowest + off * (_CARRY_HEIGHT - lowest)])
 
 
 def _jaws_across(axis: Vector, place: Vector) -> Vector:

@@ -225,13 +225,29 @@ class HingedScenario:
         offset = world.tool_point() - world.position(self.target.panel)
         behind, reach, sideways = float(offset @ outward), float(offset @ along), float(offset @ axis)
         length = self.kind.panel_length * self.size
-        lined_up = abs(reach - _PUSH_AT * length) < 0.06 and abs(sideways) < 0.05
-        if lined_up and -0.02 < behind < _BEHIND + 0.03:
-            return self._push_pose(world, max(angle - 0.55, -0.08), -0.004)
+        reached = abs(reach - _PUSH_AT * length)
         waiting = self._push_pose(world, angle, _BEHIND)
-        if (behind < 0.02 or self.kind.upright) and not self._beside(world, waiting.point):
+        push = self._push_pose(world, max(angle - 0.55, -0.08), -0.004)
+        if self.kind.upright:
+            astray = max((reached - 0.05) / 0.05, (abs(sideways) - 0.04) / 0.05, (-0.01 - behind) / 0.03)
+            return self._round_the_edge(world.tool_point(), push, waiting, float(np.clip(astray, 0.0, 1.0)))
+        if reached < 0.06 and abs(sideways) < 0.05 and -0.02 < behind < _BEHIND + 0.03:
+            return push
+        if behind < 0.02 and not self._beside(world, waiting.point):
             return self._hover(world, waiting)
         return waiting
+
+    def _round_the_edge(self, tool: Vector, push: ToolPose, waiting: ToolPose, astray: float) -> ToolPose:
+        """Between pushing (`astray` = 0) and going over the top to where the tool can sink behind the door (1).
+
+        What hangs on where the door is seen to be changes gradually; only the tool's own height is a switch.
+        """
+        top = self._top
+        off = float(np.clip((np.hypot(*(waiting.point - tool)[:2]) - 0.04) / 0.04, 0.0, 1.0))
+        share = 1.0 - off if tool[2] < top - 0.06 else 1.0
+        place = tool[:2] + share * (waiting.point - tool)[:2]
+        way = np.array([place[0], place[1], waiting.point[2] + off * (top - waiting.point[2])])
+        return push._replace(point=push.point + astray * (way - push.point))
 
     def _beside(self, world: World, waiting: Vector) -> bool:
         """Whether the tool may sink to the waiting point: it is above that point or has already sunk there."""
@@ -240,11 +256,15 @@ class HingedScenario:
     def _hover(self, world: World, waiting: ToolPose) -> ToolPose:
         """Above the waiting point, higher than anything on the table; first straight up when still low."""
         tool = world.tool_point()
-        height = 0.26 * self.size + 0.09
-        point = np.array([waiting.point[0], waiting.point[1], height])
-        if tool[2] < height - 0.06:
+        point = np.array([waiting.point[0], waiting.point[1], self._top])
+        if tool[2] < self._top - 0.06:
             point[:2] = tool[:2]
         return waiting._replace(point=point)
+
+    @property
+    def _top(self) -> float:
+        """Metres above the table, higher than anything on it."""
+        return 0.26 * self.size + 0.09
 
     def _panel_frame(self, world: World, angle: float) -> tuple[Vector, Vector, Vector]:
         """Unit vectors (3,) at hinge `angle`: along the panel from there, out of its outer face, along its axis."""

@@ -139,7 +139,10 @@ class SweepScenario:
         return "push" if moved or world.touching("robot", _ITEM) else "reach"
 
     def next_pose(self, world: World) -> ToolPose:
-        """Goes over to the far side of the block, sinks there, and pushes, turning as the line to the pan turns."""
+        """Goes over to the far side of the block, sinks there, and pushes, turning as the line to the pan turns.
+
+        What hangs on where things are seen to be changes gradually; only the tool's own height is a switch.
+        """
         block, tool = world.position(_ITEM), world.tool_point()
         forward = self._aim(world, block)
         across = np.array([-forward[1], forward[0], 0.0])
@@ -147,21 +150,16 @@ class SweepScenario:
         offset = tool - block
         behind, sideways = -float(offset @ forward), float(offset @ across)
         contact = self.block_half + _FACE
-        low = tool[2] < _PUSH_HEIGHT + 0.025
-        if low and contact - 0.012 < behind < 0.13 and abs(sideways) < 0.025:
+        if tool[2] < _PUSH_HEIGHT + 0.025:
+            astray = max((abs(sideways) - 0.025) / 0.03, (contact - 0.012 - behind) / 0.03)
             point = block + forward * (self.stride - contact)
-        else:
-            point = block - forward * (contact + 0.5 * self.block_half + 0.025)
-            if float(np.hypot(*(tool - point)[:2])) > 0.03:
-                return self._travel(tool, point, frame)
-        return ToolPose(np.array([point[0], point[1], _PUSH_HEIGHT]), frame, open=False)
-
-    def _travel(self, tool: Vector, point: Vector, frame: Vector) -> ToolPose:
-        """Over the block: up first when low, then across above `point`."""
-        over = np.array([point[0], point[1], _TRAVEL_HEIGHT])
-        if tool[2] < _TRAVEL_HEIGHT - 0.03:
-            over[:2] = tool[:2]
-        return ToolPose(over, frame, open=False)
+            return ToolPose(_between(point, tool, float(np.clip(astray, 0.0, 1.0))), frame, open=False)
+        point = block - forward * (contact + 0.5 * self.block_half + 0.025)
+        off = float(np.clip((np.hypot(*(tool - point)[:2]) - 0.025) / 0.04, 0.0, 1.0))
+        goal = _between(point, tool, off)
+        if tool[2] >= _TRAVEL_HEIGHT - 0.03:
+            goal[:2] = point[:2]
+        return ToolPose(goal, frame, open=False)
 
     def _aim(self, world: World, block: Vector) -> Vector:
         """Horizontal unit vector along which to push: towards a point a little farther in on the pan's middle line."""
@@ -193,6 +191,12 @@ class SweepScenario:
             ([depth + 0.035, 0, rim], [0.035, 0.010, 0.006]),
         ):
             body.add_geom(type=_GEOM_BOX, pos=position, size=extent, rgba=shade(colour, 0.80))
+
+
+def _between(point: Vector, tool: Vector, off: float) -> Vector:
+    """From `point` at pushing height (`off` = 0) to straight above `tool` at travelling height (1)."""
+    place = point[:2] + off * (tool[:2] - point[:2])
+    return np.array([place[0], place[1], _PUSH_HEIGHT + off * (_TRAVEL_HEIGHT - _PUSH_HEIGHT)])
 
 
 def _jaws_along(direction: Vector, place: Vector) -> Vector:
