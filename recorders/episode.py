@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,9 @@ from tracekit.records import Field, field, step_fields
 from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter, with_measured_codec
 
 __all__ = ["EpisodeRecording", "StepRecording"]
+
+LONGEST = 200
+"""Characters kept of what ended an episode."""
 
 
 class EpisodeRecording:
@@ -50,7 +53,7 @@ class EpisodeRecording:
         self._ledger, self._clocks = Ledger(), SensorClocks()
         self._queue = {"steps": queue_steps, "overflow": overflow}
         self._taken = 0
-        self._transaction = ExitStack()
+        self._is_whole = False
         self._episode: EpisodeWriter | None = None
         self._handover: Handover[_Step] = Handover(self._write, queue_steps, overflow)
 
@@ -94,12 +97,42 @@ class EpisodeRecording:
     def commit(self) -> None:
         """Write what waits and make the episode visible. An episode without a step is refused.
 
-        Raises what the writer raised; the episode is then discarded, or left to `repair` if the disk refused.
+        Raises what the writer raised; `keep` then saves what can be saved.
         """
+        self._is_whole = True
         self._handover.finish()
         if self._episode is None:
             raise TraceError(f"episode {self._info.id!r} has no step; nothing was recorded")
-        about = {
+        self._episode.finish(self.success, self._about())
+
+    def keep(self, error: BaseException) -> None:
+        """Because of `error`, commit the steps that were taken, as a truncated episode; without any, nothing is kept.
+
+        What cannot be committed stays in the journal's `running` folder for `repair`; nothing is deleted. So does the
+        episode if this is interrupted in turn; the steps that still wait for the writer are then lost.
+        """
+        try:
+            self._handover.close()
+            if self._episode is not None and self._episode.is_open:
+                self._commit_after(self._episode, error)
+        except Exception as failed:  # noqa: BLE001  # what ended the episode is what must be heard of
+            error.add_note(str(failed))
+        finally:
+            self._handover.abandon()
+            if self._episode is not None:
+                self._episode.leave()
+
+    def _commit_after(self, episode: EpisodeWriter, error: BaseException) -> None:
+        if self._is_whole and not self._handover.failed:  # the block had ended, and all of it is written now
+            episode.finish(self.success, self._about())
+            return
+        ended_by = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+        # how it would have ended is not known, but a success that was seen is one
+        episode.finish(self.success or None, {**self._about(), "ended_by": ended_by}, truncated=True)
+
+    def _about(self) -> dict[str, Any]:
+        """The episode's attributes."""
+        return {
             "phases": self._phases,
             "steps_taken": self._taken,
             "dropped_steps": self._handover.dropped,
@@ -111,13 +144,6 @@ class EpisodeRecording:
             **self._ledger.to_json(),
             **self._clocks.to_json(),
         }
-        self._episode.finish(success=self.success, attributes=about)
-        self._transaction.close()
-
-    def discard(self, error: BaseException) -> None:
-        """End the writer's thread and take the episode back, because of `error`."""
-        self._handover.abandon()
-        self._transaction.__exit__(type(error), error, error.__traceback__)
 
     def _check(self, observation: Observation) -> None:
         if observation.instruction != self._info.instruction:
@@ -192,7 +218,7 @@ class EpisodeRecording:
             cameras = {view: camera.to_json() for view, camera in (self._cameras or {}).items()}
             about = {**self._info.attributes, "cameras": cameras, "views": views, "layout": layout}
             info = replace(self._info, attributes=about)
-            self._episode = self._transaction.enter_context(self._writer.episode(info, schema))
+            self._episode = self._writer.episode(info, schema)
         self._episode.append({key: item.value for key, item in fields.items() if item.value is not None})
 
 

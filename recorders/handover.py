@@ -30,12 +30,18 @@ class Handover(Generic[Item]):
         self._waiting: deque[Item] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._ended = False
         self._error: BaseException | None = None
         self.longest = 0
         self.blocked_ns = 0
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="tracekit-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether `write` raised: what came after that item was not written."""
+        return self._error is not None
 
     def room(self) -> int | None:
         """Wait for room, or find that there is none. Nanoseconds waited; None if the item must be dropped.
@@ -63,37 +69,51 @@ class Handover(Generic[Item]):
 
     def finish(self) -> None:
         """Return when everything is written and the thread has ended; raises what the writer raised."""
+        self.close()
+        self._raise_error()
+
+    def close(self) -> None:
+        """As `finish`, but raises nothing."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+            # not by joining the thread: a join that Ctrl-C interrupts takes it for ended (Python 3.11)
+            self._changed.wait_for(lambda: self._ended)
         self._thread.join()
-        self._raise_error()
 
     def abandon(self) -> None:
         """Throw away what waits, let the item that is being written end, and end the thread."""
         with self._changed:
             self._waiting.clear()
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join()
+        self.close()
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._write_next():
+                pass
+        finally:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                item = self._waiting.popleft()
+                self._ended = True
                 self._changed.notify_all()
-            try:
-                self._write(item)
-            except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the user's thread
-                with self._changed:
-                    self._error = error
-                    self._waiting.clear()
-                    self._changed.notify_all()
-                return
+
+    def _write_next(self) -> bool:
+        """Whether there may be more to write."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if not self._waiting:
+                return False
+            item = self._waiting.popleft()
+            self._changed.notify_all()
+        try:
+            self._write(item)
+        except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the user's thread
+            with self._changed:
+                self._error = error
+                self._waiting.clear()
+                self._changed.notify_all()
+            return False
+        return True

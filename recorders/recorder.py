@@ -111,7 +111,11 @@ class Recorder:
         cameras: Mapping[str, Camera] | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> Iterator[EpisodeRecording]:
-        """One episode: committed when the block ends, invisible to readers if it raises.
+        """One episode, committed when the block ends. Nothing that was recorded is lost if the block raises.
+
+        Whatever is raised in it (KeyboardInterrupt too), the steps taken before are written and committed, marked
+        `truncated`, with `ended_by` among the attributes and the success that was seen or None; without a step, there
+        is no episode. What the disk refuses, or a second Ctrl-C cuts short, is left to `tracekit repair`.
 
         `uid`: what random draws are keyed by; drawn from the system where none is given. `cameras`: models of fixed
         cameras by view; by default those of the first observation. Raises TraceError if `episode_id` is in the trace
@@ -145,7 +149,7 @@ class Recorder:
             yield recording
             recording.commit()
         except BaseException as error:
-            recording.discard(error)
+            recording.keep(error)
             raise
         finally:
             self._running = None

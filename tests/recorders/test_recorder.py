@@ -7,56 +7,19 @@ import pytest
 import torch
 
 from recorders import Recorder
-from recorders.sim import Environment, episode_uid
-from tests.small import make_config, make_policy
+from recorders.sim import episode_uid
+from tests.recorders.support import EPISODE, act, ids, one_episode, record
+from tests.small import make_config
 from tracekit import keys
 from tracekit.camera import Camera
 from tracekit.capture import CaptureSpec
 from tracekit.engine import Controller, decision_shape
-from tracekit.errors import PolicyError, TraceError
+from tracekit.errors import TraceError
 from tracekit.philox import action_noise, fps_starts
 from tracekit.profiling import STAGES
 from tracekit.pruning import Reduction, reduce
 from tracekit.records import recorded_draws, recorded_observation, recorded_scores
 from tracekit.store import Trace
-
-EPISODE = "close_box-7"
-UID = episode_uid("close_box", 7)
-
-
-@pytest.fixture(scope="module")
-def observations():
-    environment = Environment("close_box")
-    first = environment.reset(7)
-    return [first, environment.step(np.r_[0.05, 0, -0.05, first.state[3:9], 0.0]).observation]
-
-
-def act(policy, config, observations, uid=UID):
-    controller = Controller(policy, config)
-    controller.reset(uid)
-    return [controller.step(observation) for observation in observations]
-
-
-def record(path, policy, observations, name=EPISODE, capture=None, **recorder):
-    """The results of the recorded steps, and what the controller gave back for execution."""
-    controller = Controller(policy, recorder.pop("config", make_config()))
-    results, actions = [], []
-    with (
-        Recorder(path, controller, capture, **recorder) as recording,
-        recording.episode(
-            "close_box", observations[0].instruction, seed=7, uid=UID, episode_id=name, cameras=observations[0].cameras
-        ) as episode,
-    ):
-        for observation in observations:
-            with episode.step(observation, "reach") as step:
-                step.action = controller.act(observation)
-            results.append(controller.last)
-            actions.append(step.action)
-    return results, actions
-
-
-def ids(path):
-    return [info.id for info in Trace.open(path).episodes]
 
 
 @pytest.mark.parametrize("kind", ["none", "tri_stage"])
@@ -253,45 +216,6 @@ def test_all_embeddings_on_request(tmp_path, small_policy, observations):
     np.testing.assert_array_equal(rows, np.stack([record.rows for record in results[0].encoded]))
 
 
-def one_episode(recording, controller, observations, name, **episode):
-    """Record the observations as one episode."""
-    with recording.episode("close_box", observations[0].instruction, episode_id=name, **episode) as running:
-        for observation in observations:
-            with running.step(observation):
-                controller.act(observation)
-
-
-def test_an_exception_leaves_no_visible_episode_and_a_readable_store(tmp_path, small_policy, observations):
-    path = tmp_path / "trace"
-    record(path, small_policy, observations[:1], name="whole")
-    controller = Controller(small_policy, make_config())
-    blind = replace(observations[1], points=None)
-    with Recorder(path, controller) as recording:
-        with pytest.raises(PolicyError, match="point cloud"):
-            one_episode(recording, controller, [observations[0], blind], "broken")
-        assert ids(path) == ["whole"]
-        one_episode(recording, controller, observations, "broken")
-    assert ids(path) == ["whole", "broken"]
-    assert Trace.open(path).episode("broken").read(keys.STATE).shape == (2, 10)
-
-
-def test_an_exception_between_steps_discards_the_episode_too(tmp_path, small_policy, observations):
-    path, controller = tmp_path / "trace", Controller(small_policy, make_config())
-
-    def collide():
-        with (
-            Recorder(path, controller) as recording,
-            recording.episode("close_box", observations[0].instruction) as episode,
-        ):
-            with episode.step(observations[0]):
-                controller.act(observations[0])
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        collide()
-    assert ids(path) == []
-
-
 @pytest.mark.parametrize("taken", [0, 2])
 def test_exactly_one_control_step_belongs_into_a_step(tmp_path, small_policy, observations, taken):
     path, controller = tmp_path / "trace", Controller(small_policy, make_config())
@@ -302,7 +226,7 @@ def test_exactly_one_control_step_belongs_into_a_step(tmp_path, small_policy, ob
         pytest.raises(TraceError, match=f"{taken} control steps were taken inside one recorded step"),
     ):
         one_episode(recording, controller, observations, "x")
-    assert ids(path) == []
+    assert Trace.open(path).episode("x").info.steps == 1  # the first step is not lost
 
 
 def test_an_episode_without_a_step_is_refused(tmp_path, small_policy, observations):
@@ -322,7 +246,7 @@ def test_another_instruction_than_the_episodes_is_refused(tmp_path, small_policy
     other = replace(observations[1], instruction="close the laptop")
     with Recorder(path, controller) as recording, pytest.raises(TraceError, match="'close the laptop'"):
         one_episode(recording, controller, [observations[0], other], "x")
-    assert ids(path) == []
+    assert Trace.open(path).episode("x").info.steps == 1
 
 
 def test_cameras_are_those_of_the_observations(tmp_path, small_policy, observations):
@@ -336,7 +260,7 @@ def test_cameras_are_those_of_the_observations(tmp_path, small_policy, observati
             one_episode(recording, controller, [observations[0], replace(observations[1], cameras=shifted)], "moving")
         with pytest.raises(TraceError, match="camera models"):
             one_episode(recording, controller, observations, "another", cameras=shifted)
-    assert ids(path) == ["fixed"]
+    assert [(info.id, info.steps) for info in Trace.open(path).episodes] == [("fixed", 2), ("moving", 1)]
     stored = Trace.open(path).episode("fixed").info.attributes["cameras"]
     assert {view: Camera.from_json(data) for view, data in stored.items()} == {"front": front}
 
@@ -353,46 +277,6 @@ def test_a_second_episode_inside_one_is_refused(tmp_path, small_policy, observat
         with outer.step(observations[0]) as step:
             step.action = controller.act(observations[0])
     assert [info.id for info in Trace.open(tmp_path / "trace").episodes] == ["close_box-1"]
-
-
-def test_an_episode_that_is_there_is_refused(tmp_path, small_policy, observations):
-    path = tmp_path / "trace"
-    record(path, small_policy, observations[:1])
-    with pytest.raises(TraceError, match=f"episode '{EPISODE}' is already there"):
-        record(path, small_policy, observations[:1])
-    assert ids(path) == [EPISODE]
-
-
-@pytest.mark.parametrize(
-    ("word", "changes"),
-    [
-        ("policy", {"policy": 2}),
-        ("capture", {"capture": CaptureSpec.minimal()}),
-        ("execution", {"config": make_config("none", "encoders")}),
-        ("configuration", {"config": make_config("naive")}),
-        ("driver", {"driver": "human"}),
-        ("source", {"source": {"kind": "elsewhere"}}),
-    ],
-)
-def test_appending_needs_the_same_setting(tmp_path, small_policy, observations, word, changes):
-    path = tmp_path / "trace"
-    record(path, small_policy, observations[:1], name="first")
-    record(path, small_policy, observations[:1], name="second")
-    policy = make_policy(seed=changes.pop("policy")) if "policy" in changes else small_policy
-    with pytest.raises(TraceError, match=rf": {word}(\.\w+)* is .* in the trace but .* now"):
-        record(path, policy, observations[:1], name="third", **changes)
-    assert ids(path) == ["first", "second"]
-
-
-def test_what_is_no_trace_is_not_written_to(tmp_path, small_policy):
-    file, folder = tmp_path / "file", tmp_path / "folder"
-    file.write_text("a note")
-    folder.mkdir()
-    for path in (file, folder):
-        with pytest.raises(TraceError, match=path.name), Recorder(path, Controller(small_policy, make_config())):
-            pass
-    assert file.read_text() == "a note"
-    assert list(folder.iterdir()) == []
 
 
 def test_a_recorder_that_is_not_open_says_so(tmp_path, small_policy):

@@ -168,34 +168,6 @@ def test_dropped_steps_leave_gaps_that_only_pruners_without_memory_replay(
     np.testing.assert_array_equal(stored.read(keys.ACTION_NOISE, 2), whole.read(keys.ACTION_NOISE, 4))
 
 
-def test_an_error_of_the_writer_ends_the_episode_and_hides_it(tmp_path, small_policy, observation, monkeypatch):
-    def fail(_writer, _step):
-        raise TraceError("the disk is full")
-
-    monkeypatch.setattr(EpisodeWriter, "append", fail)
-    with pytest.raises(TraceError, match="the disk is full"):
-        record(tmp_path / "trace", small_policy, [observation] * 4)
-    assert not Trace.open(tmp_path / "trace").episodes
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_exception_in_the_loop_leaves_no_episode(tmp_path, small_policy, observation, error):
-    controller = Controller(small_policy, make_config())
-
-    def interrupted():
-        with (
-            Recorder(tmp_path / "trace", controller) as recording,
-            recording.episode("close_box", observation.instruction) as episode,
-        ):
-            with episode.step(observation):
-                controller.act(observation)
-            raise error
-
-    with pytest.raises(error):
-        interrupted()
-    assert not Trace.open(tmp_path / "trace").episodes
-
-
 def test_buffers_may_be_reused_by_the_sensor_and_actions_scaled_by_the_user(tmp_path, small_policy, observation):
     controller = Controller(small_policy, make_config())
     images = {view: image.copy() for view, image in observation.images.items()}

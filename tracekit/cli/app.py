@@ -70,7 +70,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     if status == INTERRUPTED:
-        sys.stderr.write("tracekit: interrupted; finished episodes and results are kept\n")
+        sys.stderr.write("tracekit: interrupted; finished episodes and results are kept, so are the steps recorded\n")
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -31,7 +31,10 @@ def info(
     for name in ("episode", "task", "instruction", "seed", "steps", "success"):
         table.add_column(name)
     for episode in data["episodes"]:
-        table.add_row(*(_cell(episode[key]) for key in ("id", "task", "instruction", "seed", "steps", "success")))
+        cells = {key: _cell(episode[key]) for key in ("id", "task", "instruction", "seed", "steps", "success")}
+        if episode["truncated"]:
+            cells["steps"] += " (cut off)"
+        table.add_row(*cells.values())
     screen.print(table)
     policy = data["policy"]
     if policy is not None:

@@ -123,16 +123,30 @@ class EpisodeWriter:
         except OSError as error:
             raise self._failed("flushing", error) from error
 
-    def finish(self, success: bool | None = None, attributes: Mapping[str, Any] | None = None) -> None:
+    @property
+    def is_open(self) -> bool:
+        """Whether steps can be appended and the episode can be finished."""
+        return self._state == "open"
+
+    def leave(self) -> None:
+        """Close the files of an episode that cannot be finished, and leave it to `repair` as it is."""
+        self._close_files()
+        if self._state in {"open", "interrupted"}:
+            self._state = "cut off"
+
+    def finish(
+        self, success: bool | None = None, attributes: Mapping[str, Any] | None = None, *, truncated: bool = False
+    ) -> None:
         """Commit the episode: when this returns it is whole, on the disk and visible. Nothing can be added after it.
 
-        `attributes` are added to those of the `EpisodeInfo`. Raises TraceError if the disk refuses, or if an attribute
-        is no plain value (the episode then stays open).
+        `attributes` are added to those of the `EpisodeInfo`. `truncated`: it was cut off. Raises TraceError if the disk
+        refuses, or if an attribute is no plain value (the episode then stays open).
         """
         self._check_open()
         merged = {**self._info.attributes, **(attributes or {})}
         canonical_json(merged)  # refuses what is no plain value before anything is closed
-        info = replace(self._info, steps=self.steps, success=success, attributes=merged)
+        cut_off = truncated or self._info.truncated  # a copy of what was cut off still is
+        info = replace(self._info, steps=self.steps, success=success, attributes=merged, truncated=cut_off)
         self._state = "cut off"  # from here on it may be committed: it must not be discarded
         try:
             for shard in self._shards.values():

@@ -118,7 +118,8 @@ class EpisodeInfo:
 
     `id`: 1 to 200 letters, digits, `.`, `_`, `-`. `seed`: of the task, None without one. `uid`: 64-bit identity that
     random draws are keyed by. `steps`: number of control steps. `success`: None where nobody judged it. `truncated`:
-    True for an episode that was cut off and then repaired. `nbytes`: size on disk.
+    True for an episode that was cut off: by an exception while it was recorded, or by a crash and then repaired.
+    `nbytes`: size on disk.
     """
 
     id: str
