@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from tracekit.engine import Beside, Controller, StepOptions, StepResult
 from tracekit.errors import TracekitError
 from tracekit.policy import Policy
 
-__all__ = ["EpisodeReplay", "StepReplay", "replay_episode"]
+__all__ = ["EpisodeReplay", "StepReplay", "replay_episode", "replay_steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,26 @@ def replay_episode(
     `recorded_pinned`: whether the recorded run pinned the FPS starts of every pass to those of pass 0. `beside`: see
     `tracekit.engine.StepOptions`.
     """
-    controller = Controller(policy, config, StepOptions(encoded="digest", beside=beside))
-    controller.reset(episode.info.uid, index=index)
+    options = StepOptions(encoded="digest", beside=beside)
     steps: list[StepReplay] = []
+    for step in replay_steps(policy, config, episode, options, index, recorded_pinned=recorded_pinned):
+        steps.append(step)
+        advance()
+    return EpisodeReplay(episode.info.id, tuple(steps))
+
+
+def replay_steps(
+    policy: Policy,
+    config: Configuration,
+    episode: RecordedEpisode,
+    options: StepOptions,
+    index: tuple[int, int] = (0, 0),
+    *,
+    recorded_pinned: bool = False,
+) -> Iterator[StepReplay]:
+    """The steps of `replay_episode`, one at a time: several configurations can go through an episode together."""
+    controller = Controller(policy, config, options)
+    controller.reset(episode.info.uid, index=index)
     for recorded in episode.steps(config, shown=config.observe.feedback == "recorded"):
         memory = controller.memory
         controller.reset(episode.info.uid, steps=recorded.number - 1, memory=memory, index=index)
@@ -93,6 +110,4 @@ def replay_episode(
         except TracekitError as error:
             where = f"configuration {config.name!r}, episode {episode.info.id!r}, step {recorded.number}"
             raise type(error)(f"{where}: {error}") from None
-        steps.append(StepReplay(recorded, result, memory, config.reuse.fps == "pinned", recorded_pinned))
-        advance()
-    return EpisodeReplay(episode.info.id, tuple(steps))
+        yield StepReplay(recorded, result, memory, config.reuse.fps == "pinned", recorded_pinned)

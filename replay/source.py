@@ -67,6 +67,7 @@ class RecordedEpisode:
         self.info = episode.info
         cameras = episode.info.attributes.get("cameras", {})
         self._cameras = {view: Camera.from_json(data) for view, data in cameras.items()}
+        self._observed: tuple[int, Observation] | None = None
 
     def __len__(self) -> int:
         return int(self.info.steps)
@@ -83,7 +84,7 @@ class RecordedEpisode:
         return RecordedStep(
             index=index,
             number=self.number(index),
-            observation=recorded_observation(self.stored, index, self._cameras),
+            observation=self._observation(index),
             draws=recorded_draws(self.stored, index),
             unclipped=None if samples is None else samples[-1],
             action=self._optional(keys.ACTION_POLICY, index),
@@ -173,6 +174,12 @@ class RecordedEpisode:
         cameras = {place: self._cameras[view] for place, view in enumerate(views) if view in self._cameras}
         centres = self.stored.read(keys.POINT_CENTRES, index)
         return np.stack([nearest_patches(*of_pass, cameras) for of_pass in zip(centres, patches, strict=True)])
+
+    def _observation(self, index: int) -> Observation:
+        """The same object as long as it is the one asked for last: configurations that take turns read it once."""
+        if self._observed is None or self._observed[0] != index:
+            self._observed = index, recorded_observation(self.stored, index, self._cameras)
+        return self._observed[1]
 
     def _optional(self, key: str, index: int) -> npt.NDArray[Any] | None:
         return self.stored.read(key, index) if key in self.stored else None

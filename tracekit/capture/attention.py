@@ -45,9 +45,9 @@ class AttentionTap:
 
     Of a call over a cache, references to the cache's keys are kept until `settle`, or until the results are asked for.
 
-    `layers`: (l,) indices of the layers whose rows are rebuilt. `elapsed_ns`: time spent here, so that observing is
-    charged to itself; `hooks_ns`: of it, per layer. `dtype`: of the projections, as they came out (autocast makes it
-    another than the weights'); None before the first call.
+    `spec`: what is taken. `layers`: (l,) indices of the layers whose rows are rebuilt. `elapsed_ns`: time spent here,
+    so that observing is charged to itself; `hooks_ns`: of it, per layer. `dtype`: of the projections, as they came out
+    (autocast makes it another than the weights'); None before the first call.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AttentionTap:
         spec: CaptureSpec | None = None,
         head: nn.Module | None = None,
     ) -> None:
-        spec = spec or CaptureSpec("rows", last_row=False, qk_text_layer0=False)
+        self.spec = spec = spec or CaptureSpec("rows", last_row=False, qk_text_layer0=False)
         self._modules = attention_modules(backbone)
         self._norm = final_norm(backbone)
         self._device = next(backbone.parameters()).device
@@ -133,6 +133,11 @@ class AttentionTap:
         """The calls from now on belong to a denoise pass after the first."""
         self._waiting.end_pass()
         self._later = True
+
+    def adopt(self, other: AttentionTap) -> None:
+        """What `other` saw of the first pass, of the same policy and with the same specification, as if seen here."""
+        self._received, self._extras, self._waiting = other._received, other._extras, other._waiting
+        self._host, self.dtype = other._host, other.dtype
 
     @contextmanager
     def rows(self, positions: Tensor, held: Tensor | None = None) -> Iterator[None]:

@@ -6,6 +6,7 @@ from tracekit.engine.draws import StepDraws, draw
 from tracekit.engine.forward import Beside
 from tracekit.engine.observing import needed_capture, observables_of, spread_attention, translation_m
 from tracekit.engine.result import Captured, PassRecord, StepResult
+from tracekit.engine.sharing import SharedPasses
 from tracekit.engine.step import StepOptions, control_step, decision_shape
 from tracekit.engine.threads import execution_threads
 from tracekit.engine.together import run_together
@@ -16,6 +17,7 @@ __all__ = [
     "Controller",
     "Decider",
     "PassRecord",
+    "SharedPasses",
     "StepDraws",
     "StepOptions",
     "StepResult",

@@ -17,10 +17,11 @@ from tracekit.config import Configuration
 from tracekit.engine.deciding import Decider, Seen, reduced
 from tracekit.engine.draws import StepDraws
 from tracekit.engine.fitting import dropping_of
-from tracekit.engine.forward import Beside, CachedForward, FullForward, PassForward
+from tracekit.engine.forward import Beside, CachedForward, Dropping, FullForward, PassForward
 from tracekit.engine.inside import InsideDecision
 from tracekit.engine.observing import needed_capture, observables_of
 from tracekit.engine.result import Captured, Deferred, PassRecord, StepResult, rows_digest
+from tracekit.engine.sharing import SharedPasses, SharingForward
 from tracekit.layout import TokenLayout
 from tracekit.policy import Policy, Prefix, Tokens
 from tracekit.profiling import StageClock
@@ -34,12 +35,14 @@ __all__ = ["StepOptions", "control_step", "decision_shape"]
 class StepOptions:
     """What a caller wants beside the action: observables to record, and the encoders' outputs or just their digests.
 
-    `beside`: computes a forward call that nobody watches, together with those of other control steps.
+    `beside`: computes a forward call that nobody watches, together with those of other control steps. `shared`: passes
+    over all tokens come from there, with the same bits, where another configuration has computed them.
     """
 
     capture: CaptureSpec | None = None
     encoded: Literal["none", "digest", "rows"] = "none"
     beside: Beside | None = None
+    shared: SharedPasses | None = None
 
 
 @torch.inference_mode()
@@ -101,11 +104,10 @@ class _Step:
         self.encoded_pass = -1
 
     def run(self, memory: Any, recorded: Scores | Observables | None) -> StepResult:
-        layout, passes = self.tokens.layout, self.policy.passes
+        passes = self.policy.passes
         decider = Decider(self.config, self.key, self.shape, memory, recorded, self.clock.stage)
         dropping = dropping_of(self.policy, self.config)
-        kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
-        forward: PassForward = kind(self.policy, layout, self.clock, dropping, self.options.beside)
+        forward = self._forward(dropping)
         first = self._encode(0)
         decision = decider.before(_followed(first))
         sample = torch.from_numpy(self.draws.noise.copy())
@@ -158,7 +160,7 @@ class _Step:
             kept=np.stack(kept),
             decision=decision,
             pruned_from=decider.governs_from if decision.pruned else passes,
-            layout=layout,
+            layout=self.tokens.layout,
             text_ids=self.tokens.text_ids.cpu().numpy(),
             memory=decider.memory,
             times_ns=self.clock.times_ns,
@@ -168,19 +170,28 @@ class _Step:
             whole_share=dropping.whole_share,
         )
 
+    def _forward(self, dropping: Dropping) -> PassForward | SharingForward:
+        kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
+        forward: PassForward = kind(self.policy, self.tokens.layout, self.clock, dropping, self.options.beside)
+        if self.options.shared is None or dropping.behind is not None or dropping.cut_cache:
+            return forward
+        return SharingForward(forward, self.options.shared, self._starts)
+
     def _encode(self, step: int) -> Prefix:
         """The prefix of pass `step`: encoded once per pass, or once per step where the encoders' output is reused."""
         reused = self.config.reuse.kind in {"encoders", "prefix_kv"}
         if self.prefix is not None and (reused or self.encoded_pass == step):
             return self.prefix
         self.encoded_pass = step
-        pinned = self.config.reuse.fps == "pinned"
-        starts = tuple(int(start) for start in self.draws.fps_starts[0 if pinned else step])
         with self.clock.stage("encode", step):
-            self.prefix = self._matched(self.policy.embed_prefix(self.tokens, starts))
+            self.prefix = self._matched(self.policy.embed_prefix(self.tokens, self._starts(step)))
         if self.options.encoded != "none":
             self.encoded.append(self.prefix)  # read when the step is over: on a GPU that would wait for the device
         return self.prefix
+
+    def _starts(self, step: int) -> tuple[int, ...]:
+        """FPS starts that pass `step` is encoded from."""
+        return tuple(int(start) for start in self.draws.fps_starts[0 if self.config.reuse.fps == "pinned" else step])
 
     def _matched(self, prefix: Prefix) -> Prefix:
         """`prefix` with the nearest patch of every point, if the pruner's correspondence asks for it."""

@@ -5,7 +5,7 @@ import pytest
 
 from replay import Replay
 from replay.sweep import sweep
-from replay.sweep.forward import _Remembering
+from replay.sweep.forward import _OneStep
 from tests.small import make_config
 from tracekit.errors import ConfigError
 
@@ -57,7 +57,7 @@ def test_the_front_is_step_time_against_deviation(swept):
 
 def test_what_was_measured_is_not_measured_again(swept, small_trace, listed, monkeypatch):
     monkeypatch.setattr("replay.sweep.worker.time_configurations", None)
-    monkeypatch.setattr("replay.sweep.forward.replay_episode", None)
+    monkeypatch.setattr("replay.sweep.forward.replay_steps", None)
     again = sweep([small_trace], listed, swept.table.parent, level="forward", timing=True)
     assert again.to_json()["computed"] == 0
     assert again.summary.equals(swept.summary)
@@ -74,7 +74,7 @@ def test_times_need_the_machine_for_themselves(small_trace, listed, tmp_path):
 
 def test_encoders_run_once_for_all_configurations(small_trace, grid, tmp_path, monkeypatch):
     made, asked = [], []
-    own = _Remembering.embed_prefix
+    own = _OneStep.embed_prefix
 
     def counting(self, tokens, fps_starts):
         asked.append(fps_starts)
@@ -83,7 +83,7 @@ def test_encoders_run_once_for_all_configurations(small_trace, grid, tmp_path, m
         made.extend([1] * (len(self._prefixes) - before))
         return prefix
 
-    monkeypatch.setattr(_Remembering, "embed_prefix", counting)
+    monkeypatch.setattr(_OneStep, "embed_prefix", counting)
     three = grid(base="default-prefix-kv", axes={"pruner.background_rate": [0.1, 0.5, 0.9]})
     sweep([small_trace], three, tmp_path / "out", level="forward", episodes=["close_laptop-3"])
     assert len(asked) == 2 * 4  # two steps, three configurations and their reference
