@@ -65,7 +65,8 @@ def _notes(found: SweepResult, data: dict[str, Any], on_front: int) -> list[str]
     if on_front > SHOWN:
         lines.append(f"{on_front - SHOWN} more are on the front: column `pareto` of the table.")
     if data["skipped"]:
-        lines.append(f"{data['skipped']} combinations are no valid configuration and were left out.")
+        undecidable = " or need forward passes (--forward)" if data["level"] == "decisions" else ""
+        lines.append(f"{data['skipped']} combinations are no valid configuration{undecidable} and were left out.")
     if found.level == "decisions":
         lines.append("Tokens and operations only: what is lost by them, `--forward` or `tracekit evaluate` measures.")
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
+from replay.decisions import refuse_undecidable
 from replay.sweep.cells import Level, Target, address
 from replay.sweep.decided import clustering_of
 from replay.sweep.flops import ModelSize
@@ -15,8 +18,21 @@ from replay.sweep.grid import Grid
 from replay.sweep.storage import SweepFolder
 from tracekit.config import Configuration
 from tracekit.digest import digest_json
+from tracekit.errors import ConfigError, TraceError
 
-__all__ = ["CELL_SCHEMA", "TIMING_SCHEMA", "Chunk", "SweepPlan", "method_digest", "plan_chunk"]
+__all__ = [
+    "CELL_SCHEMA",
+    "TIMING_SCHEMA",
+    "Chunk",
+    "SweepPlan",
+    "method_digest",
+    "plan_chunk",
+    "refuse_empty",
+    "refuse_unusable",
+]
+
+TRIED = 256
+"""Configurations of a grid that are built before anything is computed, to see whether it can be used."""
 
 CELL_SCHEMA: dict[str, Any] = {
     "address": pl.String,
@@ -105,7 +121,7 @@ class Chunk:
 
     @property
     def skipped(self) -> int:
-        """Numbers without a configuration, for being invalid."""
+        """Numbers without a configuration, for being invalid or undecidable."""
         return self.stop - self.start - len(self.frame)
 
 
@@ -116,14 +132,53 @@ def plan_chunk(plan: SweepPlan, folder: SweepFolder, start: int) -> Chunk:
     one per axis, under its dotted key.
     """
     stop = min(start + plan.chunk, len(plan.grid))
-    identity = digest_json([plan.grid.digest, plan.chunk])
+    identity = digest_json([plan.grid.digest, plan.chunk, plan.level])
     frame = folder.plan(identity, start)
     if frame is not None:
         return Chunk(start, stop, frame)
-    configs = list(plan.grid.configurations(start, stop))
+    configs = list(_usable(plan, range(start, stop)))
     frame = _frame(plan.grid, configs)
     folder.add_plan(identity, start, frame)
     return Chunk(start, stop, frame, tuple(config for _, config in configs))
+
+
+def refuse_unusable(plan: SweepPlan) -> None:
+    """Raise ConfigError or TraceError for a grid that cannot be used, as far as some of its configurations show it.
+
+    Those are the first and, of a large grid, others drawn at random, the same every time. With `skip_invalid` a grid is
+    refused if all of it was tried and left out.
+    """
+    count = len(plan.grid)
+    tried = sorted({0, *random.Random(0).sample(range(count), min(count, TRIED))})  # noqa: S311  # no secret
+    found = _usable(plan, tried)
+    if not plan.grid.skip_invalid:
+        deque(found, maxlen=0)
+    elif next(found, None) is None and count <= TRIED:
+        refuse_empty(plan)
+
+
+def refuse_empty(plan: SweepPlan) -> None:
+    """Raise ConfigError saying that every combination was left out, and why the first was."""
+    strict = replace(plan, grid=replace(plan.grid, skip_invalid=False))
+    try:
+        next(_usable(strict, [0]), None)
+    except (ConfigError, TraceError) as error:
+        raise ConfigError(f"all {len(plan.grid)} combinations are left out; the first: {error}") from None
+
+
+def _usable(plan: SweepPlan, numbers: Iterable[int]) -> Iterator[tuple[int, Configuration]]:
+    """(number, configuration) of those that can be computed at the level of the sweep; see `Grid.configuration`."""
+    for index in numbers:
+        config = plan.grid.configuration(index)
+        try:
+            if config is not None and plan.level == "decisions":
+                refuse_undecidable(config)
+        except TraceError:
+            if not plan.grid.skip_invalid:
+                raise
+            continue
+        if config is not None:
+            yield index, config
 
 
 def method_digest(table: Mapping[str, Any]) -> str:

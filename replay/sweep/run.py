@@ -16,7 +16,7 @@ from replay.sweep.cells import Level, Target, context_digest
 from replay.sweep.flops import ModelSize, model_size
 from replay.sweep.grid import Grid
 from replay.sweep.grid_file import load_grid
-from replay.sweep.plan import SweepPlan
+from replay.sweep.plan import SweepPlan, refuse_empty, refuse_unusable
 from replay.sweep.storage import SweepFolder
 from replay.sweep.table import build_table, costs_of, front, objectives, per_configuration
 from replay.sweep.worker import Done, compute
@@ -120,10 +120,12 @@ def sweep(
         raise ConfigError("--where: say with --minimise or --maximise which configuration is the best of those left")
     wanted = grid if isinstance(grid, Grid) else load_grid(grid)
     plan = replace(_plan(traces, wanted, level, episodes, policy), timing=timing)
-    next(wanted.configurations(), None)  # a grid that cannot be used is refused before a folder is made
+    refuse_unusable(plan)  # before a folder is made
     folder = SweepFolder(out)
     start = time.perf_counter()
     done = _carry_out(plan, folder, processes, progress)
+    if not done.cells:
+        refuse_empty(plan)
     table = build_table(plan, folder)
     summary = per_configuration(table)
     axes = objectives(summary, level)
@@ -167,7 +169,9 @@ def _plan(
             if len(episode)
         ]
     steps = sum(target.steps for target in targets)
-    chunk = 8 if level == "forward" else max(1, min(LARGEST_CHUNK, CHUNK_STEPS // max(steps, 1)))
+    if not steps:
+        raise TraceError(f"{', '.join(map(str, traces))}: no recorded step; record an episode first")
+    chunk = 8 if level == "forward" else max(1, min(LARGEST_CHUNK, CHUNK_STEPS // steps))
     return SweepPlan(grid, level, tuple(targets), contexts, sizes, chunk, policy)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracekit.errors import PolicyError
-from tracekit.model.layers import Linear, RMSNorm
+from tracekit.model.layers import Embedding, Linear, RMSNorm
 
 __all__ = ["Backbone", "CausalLM", "DecoderLayer", "KVCache", "LayerCache", "rotate"]
 
@@ -251,7 +251,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.head_dim = hidden // heads
         self.rope_theta = rope_theta
-        self.embed_tokens = nn.Embedding(vocabulary, hidden)
+        self.embed_tokens = Embedding(vocabulary, hidden)
         self.layers = nn.ModuleList(DecoderLayer(hidden, heads, kv_heads, intermediate, eps) for _ in range(layers))
         self.norm = RMSNorm(hidden, eps)
 

@@ -119,10 +119,7 @@ def load_policy_directory(directory: Path) -> MLA:
 def blank_policy(config: MLAConfig, tokenizer: TextTokenizer, *, trained: bool) -> MLA:
     """A policy whose weights take no memory yet; `load_weights` must follow."""
     with torch.device("meta"):
-        policy = MLA(config, tokenizer, trained=trained)
-    if policy.image_position is not None:
-        policy.image_position.reset_code()
-    return policy
+        return MLA(config, tokenizer, trained=trained)
 
 
 def initialise(policy: MLA, seed: int) -> MLA:

@@ -106,10 +106,6 @@ class ImagePosition(nn.Module):
         self.proj = Linear(4 * self.FREQUENCIES, hidden)
         self.register_buffer("code", _raster_code(self.FREQUENCIES), persistent=False)
 
-    def reset_code(self) -> None:
-        """Compute the code anew, for a module that was made on the meta device."""
-        self.code = _raster_code(self.FREQUENCIES)
-
     def forward(self) -> Tensor:
         """(256, hidden), row-major."""
         rows: Tensor = self.proj(self.code)
@@ -117,9 +113,14 @@ class ImagePosition(nn.Module):
 
 
 def _raster_code(frequencies: int) -> Tensor:
-    """(256, 4·frequencies): sin and cos of π·j·(i + ½)/16 for j = 1 ... frequencies, rows first, then columns."""
-    place = (torch.arange(GRID, dtype=torch.float32) + 0.5) / GRID
-    angles = torch.pi * place[:, None] * torch.arange(1, frequencies + 1)
+    """(256, 4·frequencies): sin and cos of π·j·(i + ½)/16 for j = 1 ... frequencies, rows first, then columns.
+
+    On the CPU even in a module that is made on the meta device: no checkpoint has it, and torch would load its compiler
+    to count on that device.
+    """
+    with torch.device("cpu"):
+        place = (torch.arange(GRID, dtype=torch.float32) + 0.5) / GRID
+        angles = torch.pi * place[:, None] * torch.arange(1, frequencies + 1)
     axis = torch.cat([angles.sin(), angles.cos()], -1)
     rows = axis[:, None].expand(GRID, GRID, -1)
     return torch.cat([rows, rows.transpose(0, 1)], -1).flatten(0, 1).contiguous()

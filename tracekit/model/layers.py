@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BatchNorm", "LayerNorm", "Linear", "Mlp", "Pointwise", "RMSNorm", "StdNorm", "projections"]
+__all__ = ["BatchNorm", "Embedding", "LayerNorm", "Linear", "Mlp", "Pointwise", "RMSNorm", "StdNorm", "projections"]
 
 PACKED_FOR_ROWS = 256
 """Rows that the packed order is chosen for; it serves others too."""
@@ -54,6 +54,13 @@ def _packs() -> bool:
     if not available or not all(hasattr(operators, name) for name in named):
         return False
     return bool(operators._is_mkldnn_bf16_supported())  # noqa: SLF001  # as above
+
+
+class Embedding(nn.Embedding):
+    """Rows by number, uninitialised: on the meta device torch loads its compiler to draw normals that nobody reads."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: weights are loaded, or filled by `tracekit.model.initialise`."""
 
 
 class Pointwise(nn.Module):

@@ -1,5 +1,6 @@
 """A whole sweep: its table, what is computed and what is not, stopping and going on, several processes."""
 
+import io
 import json
 import multiprocessing
 import signal
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 import replay.sweep.worker
 from replay import replay_decisions
 from replay.sweep import sweep
 from replay.sweep.storage import SweepFolder
+from reports import sweep_table
 from tracekit.config import load_config
 from tracekit.errors import ConfigError, TraceError
 from tracekit.pruning import decision_digest
@@ -148,6 +151,34 @@ def test_progress_ends_at_all_cells(small_trace, grid, tmp_path):
     found = sweep([small_trace], own, tmp_path / "out", progress=lambda *report: seen.append(report))
     assert seen[-1] == ("sweeping", 8, 8)
     assert (found.to_json()["skipped"], found.to_json()["cells"]) == (1, 6)
+
+
+OWN = {"observe": {"mode": ["current", "lagged"]}, "pruner": {"tau_2d": [0.1, 0.3]}}
+"""Half of it needs what a pruned pass shows, and a quarter has tau_2d above tau_3d."""
+
+
+def test_what_needs_a_forward_pass_is_refused_or_left_out(small_trace, grid, tmp_path):
+    with pytest.raises(TraceError, match=r'mode=lagged.*feedback = "own".*sweep --forward'):
+        sweep([small_trace], grid(axes={"observe": OWN["observe"]}), tmp_path / "out")
+    axes = {"observe.mode": ["lagged"], "observe.refresh_every": [3, 4, 5]}
+    with pytest.raises(ConfigError, match=r"all 3 combinations are left out; the first: .*feedback"):
+        sweep([small_trace], grid(axes=axes, skip_invalid=True), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    found = sweep([small_trace], grid(axes=OWN, skip_invalid=True), tmp_path / "out")
+    assert (found.to_json()["skipped"], found.to_json()["cells"]) == (3, 2)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(sweep_table(found))
+    assert "3 combinations are no valid configuration or need forward passes (--forward)" in console.export_text()
+    assert set(pl.read_parquet(found.table)["observe.mode"]) == {"current"}
+    again = sweep([small_trace], grid(axes=OWN, skip_invalid=True), tmp_path / "out", level="forward")
+    assert (again.to_json()["skipped"], again.to_json()["cells"]) == (2, 4)
+
+
+def test_a_grid_that_shows_late_that_it_cannot_be_used(small_trace, grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("replay.sweep.plan.TRIED", 1)
+    late = grid(axes={"pruner.tau_2d": [0.1, 0.3], "observe.mode": ["lagged"]}, skip_invalid=True)
+    with pytest.raises(ConfigError, match="all 2 combinations are left out"):
+        sweep([small_trace], late, tmp_path / "out")
 
 
 def test_what_cannot_be_swept_is_refused_before_a_folder_is_made(small_trace, grid, tmp_path):

@@ -1,5 +1,7 @@
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,14 @@ def test_config_is_plain_json_with_the_digest(policy, saved):
     head = json.loads((saved / "config.json").read_text())
     assert head["weights_digest"] == policy.identity.weights_digest
     assert head["config"]["hidden_size"] == 32
+
+
+def test_a_blank_policy_is_made_without_the_compiler():
+    code = (
+        "import sys; from tracekit.model import REFERENCE_WORDS, WordTokenizer, reference; "
+        "from tracekit.model.checkpoint import blank_policy; "
+        "policy = blank_policy(reference(), WordTokenizer(REFERENCE_WORDS), trained=False); "
+        "print(policy.image_position.code.device, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cpu", "False"]
