@@ -21,7 +21,7 @@ META = torch.device("meta")
 @pytest.mark.usefixtures("no_grad")
 def test_a_pass_stays_on_the_device_of_the_weights(dtype):
     with META:
-        policy = MLA(tiny_config(image_position=True), WordTokenizer(WORDS))
+        policy = MLA(tiny_config(image_position=True), WordTokenizer(WORDS)).to(META)  # a buffer is made on the host
     for module in projections(policy):
         module.to(dtype)
     policy.precision = Precision("bfloat16" if dtype == torch.bfloat16 else "float32", "meta")
