@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -20,6 +21,31 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
     Raises PolicyError (one line) where rows rebuilt from the projections would not be those of the forward pass: no
     such module, norms between projection and RoPE, flex attention, sliding windows, or a compiled module.
     """
+    found = _still_there(backbone) or _walk(backbone)
+    for module in found:
+        _refuse_unobservable(backbone, module)
+    return found
+
+
+Links = list[tuple[dict[str, nn.Module | None], int, str, nn.Module]]
+_WALKED: WeakKeyDictionary[nn.Module, tuple[Links, list[nn.Module]]] = WeakKeyDictionary()
+"""Backbone -> links (a parent's children, how many, name, child) down to every attention, and the attention modules.
+
+A tap is made at every control step, and the walk is what making one costs."""
+
+
+def _still_there(backbone: nn.Module) -> list[nn.Module] | None:
+    """What the last walk found, if every module on the way is the same one and none has been compiled since."""
+    if backbone not in _WALKED or _is_compiled(backbone):
+        return None
+    links, found = _WALKED[backbone]
+    for children, count, name, module in links:
+        if len(children) != count or children.get(name) is not module or _is_compiled(module):
+            return None
+    return list(found)
+
+
+def _walk(backbone: nn.Module) -> list[nn.Module]:
     modules = list(backbone.modules())
     if any(_is_compiled(module) for module in modules):
         refuse_compiled(backbone)
@@ -34,18 +60,30 @@ def attention_modules(backbone: nn.Module) -> list[nn.Module]:
             f"{type(backbone).__name__} has no attention with separate {', '.join(PROJECTIONS)}; only LLaMA-shaped "
             "attention can be observed: give the path of such a decoder"
         )
-    for module in found:
-        where = f"{type(backbone).__name__}: attention {type(module).__name__}"
-        if attribute(module, "q_norm") is not None or attribute(module, "k_norm") is not None:
-            raise PolicyError(f"{where} normalises queries or keys after projecting them; it cannot be observed")
-        if _implementation(module) == "flex_attention":
-            raise PolicyError(
-                f"{where} runs flex attention, whose masks cannot be read; load the model with "
-                'attn_implementation="sdpa"'
-            )
-        if attribute(module, "sliding_window") is not None:
-            raise PolicyError(f"{where} has a sliding window; only plain causal attention can be observed")
-    return found
+    sought = {id(module) for module in found}
+    links: Links = []
+    for path, module in backbone.named_modules():
+        if id(module) in sought:
+            parent = backbone
+            for name in path.split(".") if path else ():
+                child = parent.get_submodule(name)
+                own = vars(parent)["_modules"]
+                links.append((own, len(own), name, child))
+                parent = child
+    _WALKED[backbone] = links, found
+    return list(found)
+
+
+def _refuse_unobservable(backbone: nn.Module, module: nn.Module) -> None:
+    where = f"{type(backbone).__name__}: attention {type(module).__name__}"
+    if attribute(module, "q_norm") is not None or attribute(module, "k_norm") is not None:
+        raise PolicyError(f"{where} normalises queries or keys after projecting them; it cannot be observed")
+    if _implementation(module) == "flex_attention":
+        raise PolicyError(
+            f'{where} runs flex attention, whose masks cannot be read; load the model with attn_implementation="sdpa"'
+        )
+    if attribute(module, "sliding_window") is not None:
+        raise PolicyError(f"{where} has a sliding window; only plain causal attention can be observed")
 
 
 def blocks_of(backbone: nn.Module, attentions: list[nn.Module]) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.eager import rotated
-from tracekit.capture import GROUPS, AttentionTap
+from tracekit.capture import GROUPS, AttentionTap, attention_modules
 from tracekit.errors import PolicyError
 from tracekit.layout import TokenLayout
 
@@ -253,3 +253,19 @@ def test_other_attention_is_refused(llama, attribute, value, message):
 def test_a_backbone_without_final_norm_is_refused(llama):
     with pytest.raises(PolicyError, match="no final `norm`"):
         AttentionTap(llama.layers, LAYOUT, GROUPS)
+
+
+def test_a_walk_that_is_remembered_sees_what_has_changed(llama):
+    """A tap per control step does not search the modules again; what was exchanged, added or compiled is noticed."""
+    layers, others = llama.layers, make_llama("sdpa").layers
+    before = attention_modules(llama)
+    assert attention_modules(llama) == before == [layer.self_attn for layer in layers]
+    layers[1] = others[1]
+    assert attention_modules(llama) == [before[0], others[1].self_attn]
+    layers[0].self_attn = others[0].self_attn
+    assert attention_modules(llama) == [others[0].self_attn, others[1].self_attn]
+    layers.append(make_llama("sdpa").layers[0])
+    assert len(attention_modules(llama)) == 3
+    layers[2].self_attn._compiled_call_impl = len  # what `compile()` sets
+    with pytest.raises(PolicyError, match="compiled"):
+        attention_modules(llama)
