@@ -18,7 +18,7 @@ from replay.sweep.grid import Grid
 from replay.sweep.grid_file import load_grid
 from replay.sweep.plan import SweepPlan, refuse_empty, refuse_unusable
 from replay.sweep.storage import SweepFolder
-from replay.sweep.table import build_table, costs_of, front, objectives, per_configuration
+from replay.sweep.table import build_table, costs_of, front, objectives, per_configuration, refuse_unknown
 from replay.sweep.worker import Done, compute
 from tracekit.errors import ConfigError, TraceError
 from tracekit.fingerprint import environment_fingerprint
@@ -118,6 +118,9 @@ def sweep(
         raise ConfigError("--minimise and --maximise: give one of the two")
     if where and minimise is None and maximise is None:
         raise ConfigError("--where: say with --minimise or --maximise which configuration is the best of those left")
+    column = minimise or maximise
+    asked = [*([] if column is None else [column]), *(constraint.column for constraint in where)]
+    refuse_unknown(asked, level, timing=timing)
     wanted = grid if isinstance(grid, Grid) else load_grid(grid)
     plan = replace(_plan(traces, wanted, level, episodes, policy), timing=timing)
     refuse_unusable(plan)  # before a folder is made
@@ -136,7 +139,6 @@ def sweep(
     recorded = sum(target.steps for target in plan.targets)
     trained = all(TraceSource(path).trace.attributes["policy"]["trained"] for path in traces)
     found = SweepResult(wanted, level, path, summary, axes, done, recorded, seconds, trained)
-    column = minimise or maximise
     return found if column is None else replace(found, best=_best(found, column, where, maximise is not None, folder))
 
 

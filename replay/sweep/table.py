@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replay.sweep.cells import Target
+from replay.sweep.cells import Level, Target
 from replay.sweep.plan import CELL_SCHEMA, SweepPlan, plan_chunk
 from replay.sweep.storage import SweepFolder
-from tracekit.errors import TraceError
+from tracekit._fields import nearest
+from tracekit.errors import ConfigError, TraceError
 
-__all__ = ["build_table", "front", "per_configuration"]
+__all__ = ["build_table", "front", "per_configuration", "refuse_unknown"]
 
 ORDER = "episode_order"
 MEANS = (
@@ -42,6 +43,18 @@ FORWARD_ONLY = (
     "unpruned_relative",
     "actions_digest",
 )
+
+
+TIMED = ("step_ms", "time_ratio")
+
+
+def refuse_unknown(names: Iterable[str], level: Level, *, timing: bool) -> None:
+    """Raise ConfigError for one of `names` that is no column of `per_configuration` in a sweep of that `level`."""
+    without = {*(() if timing else TIMED), *(FORWARD_ONLY if level == "decisions" else ())}
+    known = [name for name in ("steps", "gripper_flips", *MEANS) if name not in without]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name!r} is no column of this sweep's configurations; {nearest(name, known)}")
 
 
 def build_table(plan: SweepPlan, folder: SweepFolder) -> pl.DataFrame:

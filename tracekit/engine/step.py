@@ -36,7 +36,8 @@ class StepOptions:
     """What a caller wants beside the action: observables to record, and the encoders' outputs or just their digests.
 
     `beside`: computes a forward call that nobody watches, together with those of other control steps. `shared`: passes
-    over all tokens come from there, with the same bits, where another configuration has computed them.
+    over all tokens come from there, with the same bits, where another configuration has computed them; not while
+    recording.
     """
 
     capture: CaptureSpec | None = None
@@ -173,9 +174,10 @@ class _Step:
     def _forward(self, dropping: Dropping) -> PassForward | SharingForward:
         kind = CachedForward if self.config.reuse.kind == "prefix_kv" else FullForward
         forward: PassForward = kind(self.policy, self.tokens.layout, self.clock, dropping, self.options.beside)
-        if self.options.shared is None or dropping.behind is not None or dropping.cut_cache:
+        shared, recording = self.options.shared, self.options.capture is not None
+        if shared is None or recording or dropping.behind is not None or dropping.cut_cache:
             return forward
-        return SharingForward(forward, self.options.shared, self._starts)
+        return SharingForward(forward, shared, self._starts)
 
     def _encode(self, step: int) -> Prefix:
         """The prefix of pass `step`: encoded once per pass, or once per step where the encoders' output is reused."""

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import replay.sweep.worker
 from replay import replay_decisions
-from replay.sweep import sweep
+from replay.sweep import Constraint, sweep
 from replay.sweep.storage import SweepFolder
 from reports import sweep_table
 from tracekit.config import load_config
@@ -186,6 +186,10 @@ def test_what_cannot_be_swept_is_refused_before_a_folder_is_made(small_trace, gr
     for options, words in (
         ({"processes": 0}, "--processes 0"),
         ({"minimise": "gflops", "maximise": "gflops"}, "give one of the two"),
+        ({"minimise": "rotation_dge", "level": "forward"}, "'rotation_dge' is no column.*'rotation_deg'"),
+        ({"minimise": "rotation_deg"}, "'rotation_deg' is no column"),
+        ({"minimise": "step_ms", "level": "forward"}, "'step_ms' is no column"),
+        ({"minimise": "gflops", "where": [Constraint("kept", ">", 3)]}, "'kept' is no column"),
         ({"episodes": ["nowhere"]}, "no episode 'nowhere'"),
     ):
         with pytest.raises((ConfigError, TraceError), match=words):
