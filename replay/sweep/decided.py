@@ -16,6 +16,7 @@ from replay.sweep.inputs import EpisodeInputs
 from tracekit.config import Configuration
 from tracekit.digest import digest_json
 from tracekit.engine import keep_everything
+from tracekit.errors import TracekitError
 from tracekit.pruning import Decision, Reduction, decision_digest
 from tracekit.pruning.digest import decision_bytes
 from tracekit.pruning.grid import DecisionGrid, decide_grid
@@ -38,7 +39,10 @@ def decide_cells(inputs: EpisodeInputs, configs: Sequence[Configuration], size: 
         groups.setdefault(_group(config, index), []).append(index)
     for indices in groups.values():
         own = [configs[index] for index in indices]
-        found = _together(inputs, own, size) if own[0].kind == "tri_stage" else [_alone(inputs, own[0], size)]
+        try:
+            found = _together(inputs, own, size) if own[0].kind == "tri_stage" else [_alone(inputs, own[0], size)]
+        except TracekitError as error:
+            raise type(error)(f"{own[0].name}: {error}") from None
         for index, row in zip(indices, found, strict=True):
             rows[index] = row
     return rows

@@ -94,7 +94,7 @@ def test_what_needs_a_forward_pass_is_refused(inputs):
     with pytest.raises(TraceError, match=r"feedback = \"own\".*sweep --forward"):
         decide_cells(inputs[0], [Configuration.from_table(table, "own")], None)
     other = make_config("tri_stage", reduction={"feature": "logits"})
-    with pytest.raises(TraceError, match="'logits' were not recorded"):
+    with pytest.raises(TraceError, match=r"^tri_stage: .*'logits' were not recorded"):
         decide_cells(inputs[0], [other], None)
 
 
