@@ -20,7 +20,7 @@ def prune_store(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete arrays from every episode of a store, for good, and give their disk space back."""
+    """Delete optional arrays and streams from every episode, for good; what every step needs stays."""
     from tracekit import store
 
     pruned = store.prune_store(trace, drop, dry_run=dry_run)
@@ -30,5 +30,8 @@ def prune_store(
     screen = console()
     for key in pruned.keys:
         screen.print(key, highlight=False, markup=False)
+    if pruned.kept:
+        shown = ", ".join(pruned.kept[:3]) + (f" and {len(pruned.kept) - 3} more" if len(pruned.kept) > 3 else "")
+        screen.print(f"kept, because every step needs them: {shown}", highlight=False, markup=False, soft_wrap=True)
     verb = "would free" if dry_run else "freed"
     screen.print(f"{verb} {pruned.nbytes / 1e6:.1f} MB in {pruned.episodes} episodes", highlight=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.store import files
+from tracekit.store.checksums import Checksum, checksum_of
 from tracekit.store.journal import Commits, Journal
 from tracekit.store.manifest import Manifest
 from tracekit.store.metadata import shard_name
@@ -24,7 +25,6 @@ from tracekit.store.places import (
     steps_log,
 )
 from tracekit.store.schema import ArraySpec, EpisodeInfo
-from tracekit.store.sealed import crc32c
 from tracekit.store.tables import stored_arrays, tables_of
 
 __all__ = [
@@ -41,11 +41,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A finished shard: bytes of each chunk (0: absent), bytes and CRC32C of the file (0 if no chunk needs one)."""
+    """A finished shard: bytes of each chunk (0: absent), checksum of the file (None if no chunk needs one)."""
 
     sizes: Sequence[int]
-    nbytes: int = 0
-    crc: int = 0
+    checksum: Checksum | None = None
 
 
 def commit(
@@ -63,8 +62,8 @@ def commit(
         info,
         {key: spec for key, spec in schema.items() if key in shards or key in in_tables},
         rows={name: len(shard.sizes) for name, shard in shards.items()},
-        chunks={n: s.sizes for n, s in shards.items() if s.nbytes and (specs[n].optional or specs[n].codec)},
-        files={f"{name}/{shard_name(specs[name])}": (s.nbytes, s.crc) for name, s in shards.items() if s.nbytes},
+        chunks={n: s.sizes for n, s in shards.items() if s.checksum and (specs[n].optional or specs[n].codec)},
+        files={f"{name}/{shard_name(specs[name])}": s.checksum for name, s in shards.items() if s.checksum},
     )
     contents = manifest.documents()
     parents = sorted({parent for path in contents for parent in Path(path).parents})
@@ -74,9 +73,7 @@ def commit(
         _write(folder / path, data)
     for parent in parents:
         files.sync_folder(folder / parent)
-    entries = {**manifest.files, **{path: (len(data), crc32c(data)) for path, data in contents.items()}}
-    sized = replace(info, nbytes=sum(nbytes for nbytes, _ in entries.values()))
-    commit_manifest(root, commits, replace(manifest, info=sized, files=entries))
+    commit_manifest(root, commits, manifest.with_documents())
     move_into_place(root, info.id)
 
 
@@ -90,7 +87,10 @@ def commit_manifest(root: Path, commits: Commits, manifest: Manifest) -> None:
 
 def episode_record(manifest: Manifest, name: str, data: bytes) -> dict[str, Any]:
     """The journal line that commits `manifest`, whose file `name` holds `data`."""
-    about = {"name": name, "size": len(data), "crc32c": crc32c(data)}
+    found = checksum_of(data)
+    about = {"name": name, "size": found.nbytes, "crc32c": found.crc32c}
+    if not manifest.legacy:
+        about["sha256"] = found.sha256
     return {"kind": "episode", "info": manifest.info.to_json(), "manifest": about}
 
 

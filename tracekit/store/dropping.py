@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,20 +16,23 @@ from tracekit.store.journal import Commits, read_journal
 from tracekit.store.manifest import Manifest
 from tracekit.store.places import episodes_folder, manifests_folder
 from tracekit.store.schema import stream_of
-from tracekit.store.sealed import crc32c
 from tracekit.store.verifying import load_manifest
 
-__all__ = ["Pruned", "prune_store"]
+__all__ = ["Pruned", "prune_store", "sweep", "without"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What `prune_store` took away: the keys, from how many episodes, and the bytes that gave back."""
+    """What `prune_store` took away: the keys, from how many episodes, and the bytes that gave back.
+
+    `kept`: keys that matched too, but stay because every step needs them.
+    """
 
     path: str
     keys: tuple[str, ...]
     episodes: int
     nbytes: int
+    kept: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -37,12 +40,12 @@ class Pruned:
 
 
 def prune_store(path: str | Path, keys: Sequence[str], *, dry_run: bool = False) -> Pruned:
-    """Delete the arrays whose keys match one of `keys` (names, or patterns such as `hidden/*`) from every episode.
+    """Delete the optional arrays and streams whose keys match one of `keys` (names, or patterns such as `hidden/*`).
 
-    Readers see an episode with them or without them, never half; other arrays are not touched. Scalars that share a
-    table stay: they take no space worth having. With `dry_run`, only says what would go. Raises TraceError, with
-    nothing deleted, if `path` is no store, if its metadata are damaged, if a writer is at work on it, or if nothing
-    matches.
+    They leave every episode; readers see one with them or without them, never half. Arrays that every step has (not
+    `ArraySpec.optional`) stay, since nothing could replay the trace without them. With `dry_run`, only says what would
+    go. Raises TraceError, with nothing deleted, if `path` is no store, if its metadata are damaged, if a writer is at
+    work on it, if nothing that may go matches, or if one of `keys` is the name of an array that may not.
     """
     root = Path(path)
     check_readable(root, writing=True)
@@ -62,12 +65,18 @@ def _prune(root: Path, patterns: Sequence[str], *, dry_run: bool) -> Pruned:
     if journal.head is None or journal.bad_lines or len(manifests) < len(records):
         raise TraceError(f"{root}: its journal or a manifest is damaged; run `tracekit repair` before pruning")
     finish_moves(root, journal)
-    going = {manifest.info.id: _matching(manifest, patterns) for manifest in manifests}
+    matching = {manifest.info.id: _matching(manifest, patterns) for manifest in manifests}
+    going = {episode: keys for episode, (keys, _) in matching.items()}
+    kept = sorted({key for _, needed in matching.values() for key in needed})
     names = sorted({key for keys in going.values() for key in keys})
-    swept = not dry_run and sum(_sweep(root, manifest) for manifest in manifests if manifest.dropped) > 0
+    dropped = [manifest for manifest in manifests if manifest.dropped and not dry_run]
+    swept = sum(sweep(root, manifest, files.remove_tree) for manifest in dropped) > 0
     if not names and not swept:
-        there = sorted({key for manifest in manifests for key in manifest.schema if _own_array(manifest, key)})
-        raise TraceError(f"{root}: no array matches {', '.join(patterns)}; it has: {', '.join(there) or 'none'}")
+        there = {key for manifest in manifests for key in manifest.schema if _may_go(manifest, key)}
+        parts = sorted({f"{part}/*" if rest else part for part, _, rest in (key.partition("/") for key in there)})
+        raise TraceError(
+            f"{root}: no array that may be dropped matches {', '.join(patterns)}; it has: {', '.join(parts) or 'none'}"
+        )
     changed = [manifest for manifest in manifests if going[manifest.info.id]]
     freed = sum(_bytes_of(manifest, going[manifest.info.id]) for manifest in changed)
     if not dry_run:
@@ -77,49 +86,64 @@ def _prune(root: Path, patterns: Sequence[str], *, dry_run: bool) -> Pruned:
                 _drop(root, commits, manifest, going[manifest.info.id])
         finally:
             commits.close()
-    return Pruned(str(root), tuple(names), len(changed), freed)
+        for manifest in (*dropped, *changed):
+            _forget_manifests(root, commits.episodes[manifest.info.id])
+    return Pruned(str(root), tuple(names), len(changed), freed, tuple(kept))
 
 
-def _matching(manifest: Manifest, patterns: Sequence[str]) -> list[str]:
+def _matching(manifest: Manifest, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys that match and may go, and those that match but belong to every step."""
     matching = [key for key in manifest.schema if any(fnmatchcase(key, pattern) for pattern in patterns)]
     for key in matching:
         stream = stream_of(key)
         if stream is not None and sum(stream_of(other) == stream for other in matching) != len(("time_ns", "value")):
             raise TraceError(f"stream {stream!r}: its times and values go together; give `streams/{stream}/*`")
-    return [key for key in matching if _own_array(manifest, key)]
+    needed = [key for key in matching if not _may_go(manifest, key)]
+    named = [key for key in needed if key in patterns]
+    if named:
+        raise TraceError(
+            f"{named[0]!r} belongs to every step of episode {manifest.info.id!r}: replays cannot do without; "
+            "only optional arrays and streams can be dropped"
+        )
+    return [key for key in matching if _may_go(manifest, key)], needed
 
 
-def _own_array(manifest: Manifest, key: str) -> bool:
-    return manifest.places()[key] == (key, None)
+def _may_go(manifest: Manifest, key: str) -> bool:
+    return manifest.schema[key].optional or stream_of(key) is not None
 
 
 def _bytes_of(manifest: Manifest, keys: Sequence[str]) -> int:
-    return sum(manifest.files[path][0] for path in manifest.files if str(Path(path).parent) in keys)
+    return sum(about.nbytes for path, about in manifest.files.items() if str(Path(path).parent) in keys)
 
 
-def _drop(root: Path, commits: Commits, manifest: Manifest, keys: Sequence[str]) -> None:
-    """Commit the episode without `keys`, then delete their folders; a crash in between leaves files nobody reads."""
-    kept = replace(
+def without(manifest: Manifest, keys: Sequence[str]) -> Manifest:
+    """The manifest of the same episode without the arrays `keys`."""
+    return replace(
         manifest,
         schema={key: spec for key, spec in manifest.schema.items() if key not in keys},
         rows={name: count for name, count in manifest.rows.items() if name not in keys},
         chunks={name: sizes for name, sizes in manifest.chunks.items() if name not in keys},
-        files={path: about for path, about in manifest.files.items() if not path.endswith("zarr.json")},
+        files={path: about for path, about in manifest.files.items() if str(Path(path).parent) not in keys},
         dropped=tuple(sorted({*manifest.dropped, *keys})),
-    )
-    shards = {path: about for path, about in kept.files.items() if str(Path(path).parent) not in keys}
-    documents = kept.documents()
-    entries = {**shards, **{path: (len(data), crc32c(data)) for path, data in documents.items()}}
-    info = replace(kept.info, nbytes=sum(size for size, _ in entries.values()))
-    commit_manifest(root, commits, replace(kept, info=info, files=entries))
-    _sweep(root, replace(kept, info=info, files=entries))
-    for old in manifests_folder(root).glob(f"{manifest.info.id}@*.json"):
-        if old.name != f"{manifest.info.id}@{commits.next_seq - 1}.json":
+    ).with_documents()
+
+
+def _drop(root: Path, commits: Commits, manifest: Manifest, keys: Sequence[str]) -> None:
+    """Commit the episode without `keys`, then delete their folders; a crash in between leaves files nobody reads."""
+    kept = without(manifest, keys)
+    commit_manifest(root, commits, kept)
+    sweep(root, kept, files.remove_tree)
+
+
+def _forget_manifests(root: Path, record: Mapping[str, Any]) -> None:
+    """Delete what earlier manifests of the episode are left."""
+    for old in manifests_folder(root).glob(f"{record['info']['id']}@*.json"):
+        if old.name != record["manifest"]["name"]:
             files.remove_file(old)
 
 
-def _sweep(root: Path, manifest: Manifest) -> bool:
-    """Delete the folders of dropped arrays, and of groups that lost their last one; whether anything was left to do."""
+def sweep(root: Path, manifest: Manifest, remove: Callable[[Path], object]) -> bool:
+    """`remove` the folders of dropped arrays, and of groups that lost their last one; whether anything was there."""
     folder = episodes_folder(root) / manifest.info.id
     about = manifest.documents()["zarr.json"]
     stale = not (folder / "zarr.json").is_file() or (folder / "zarr.json").read_bytes() != about
@@ -129,5 +153,5 @@ def _sweep(root: Path, manifest: Manifest) -> bool:
     gone = {next(p for p in (*reversed(Path(key).parents), Path(key)) if p not in kept) for key in manifest.dropped}
     left = [folder / path for path in gone if (folder / path).exists()]
     for path in left:
-        files.remove_tree(path)
+        remove(path)
     return stale or bool(left)

@@ -7,6 +7,7 @@ of recording, whichever is first, because one fsync per array and step would cos
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -54,6 +55,7 @@ class EpisodeWriter:
         self._since_flush = 0
         self._flushed_at = time.monotonic()
         self._state = "open"
+        self._process = os.getpid()
         self.steps = 0
         """Steps appended so far."""
 
@@ -158,6 +160,17 @@ class EpisodeWriter:
         self._close_files()
         self._state = "committed"
 
+    @property
+    def closed(self) -> bool:
+        """Whether the episode has no open file any more."""
+        return self._log < 0
+
+    def abandon(self) -> None:
+        """Close the files of an episode that was not finished, and take no more; what is there is left for `repair`."""
+        self._close_files()
+        if self._state in {"open", "interrupted"}:
+            self._state = "cut off"
+
     def __enter__(self) -> Self:
         return self
 
@@ -166,8 +179,11 @@ class EpisodeWriter:
     ) -> None:
         """Commit (success unknown) if that was not done; after an exception, discard the episode.
 
-        An episode that the disk refused is kept for `repair` instead.
+        An episode that the disk refused, or whose writer was closed, is kept for `repair` instead; in a forked child
+        nothing happens.
         """
+        if self._process != os.getpid():
+            return
         if self._state == "open" and kind is None:
             self.finish()
         self._close_files()
@@ -256,12 +272,17 @@ class EpisodeWriter:
         for name, spec in self._stored.items():
             shard = self._shards.get(name)
             if shard is not None:
-                found[name] = Shard(shard.sizes, shard.nbytes, shard.crc)
+                found[name] = Shard(shard.sizes, shard.checksum)
             elif not spec.optional or name in self._given:  # an array of no bytes needs no shard
                 found[name] = Shard([0] * self._rows[name])
         return found
 
     def _check_open(self) -> None:
+        if self._process != os.getpid():
+            raise TraceError(
+                f"episode {self._info.id!r} is written by process {self._process}, which forked this one; "
+                "make a new trace here"
+            )
         if self._state != "open":
             raise TraceError(f"episode {self._info.id!r} is {self._state}; start a new episode to record more")
 

@@ -18,7 +18,7 @@ from tracekit.store.places import commits_file, episodes_folder, manifests_folde
 __all__ = ["TRACE_FORMAT", "VERSION", "check_identity", "check_readable", "open_journal", "root_attributes"]
 
 TRACE_FORMAT = "tracekit.trace"
-VERSION = "1.0"
+VERSION = "1.1"
 _OWN = VERSION.partition(".")[0]
 
 

@@ -67,7 +67,10 @@ def read_journal(root: Path) -> Journal:
 
 
 class Commits:
-    """The journal held open by the one writer: `next_seq` numbers its next line, `episodes` are the ids it has."""
+    """The journal held open by the one writer.
+
+    `next_seq` numbers its next line, `episodes` has the latest record of every id.
+    """
 
     def __init__(self, root: Path, journal: Journal) -> None:
         """Continue `journal`; what a crash left of an uncommitted line is cut off. Raises OSError."""
@@ -75,12 +78,13 @@ class Commits:
         self._size = journal.size
         self._torn = journal.torn > 0
         self.next_seq = journal.records[-1]["seq"] + 1
-        self.episodes = set(journal.episodes())
+        self.episodes = journal.episodes()
         self._cut()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line; it is on the disk when this returns. On OSError nothing was committed."""
-        line = seal({**record, "seq": self.next_seq})
+        numbered = {**record, "seq": self.next_seq}
+        line = seal(numbered)
         self._cut()
         self._torn = True
         try:
@@ -94,13 +98,15 @@ class Commits:
         self._size += len(line)
         self.next_seq += 1
         if record["kind"] == "episode":
-            self.episodes.add(record["info"]["id"])
+            self.episodes[record["info"]["id"]] = numbered
         elif record["kind"] == "removed":
-            self.episodes.discard(record["id"])
+            self.episodes.pop(record["id"], None)
 
     def close(self) -> None:
         """Release the file."""
-        files.close(self._descriptor)
+        if self._descriptor >= 0:
+            files.close(self._descriptor)
+            self._descriptor = -1
 
     def _cut(self) -> None:
         if self._torn:

@@ -1,4 +1,9 @@
-"""The writer's lock: an advisory `flock` that the kernel releases when the process ends, however it ends."""
+"""The writer's lock: an advisory `flock` that the kernel releases when the process ends, however it ends.
+
+A `flock` belongs to the open file, which a forked child shares: a child would keep the store locked after the writer's
+end. So children give it up at birth. (One that something other than Python forks keeps it until it ends or starts
+another program.)
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,17 @@ from tracekit.store.places import lock_file
 __all__ = ["acquire", "is_held", "release"]
 
 _TRIES = 10
+_held: set[int] = set()
+
+
+def _give_up() -> None:
+    """In a forked child: close what only the parent holds."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_give_up)
 
 
 def acquire(root: Path) -> int:
@@ -35,11 +51,13 @@ def acquire(root: Path) -> int:
         )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    _held.add(descriptor)
     return descriptor
 
 
 def release(descriptor: int) -> None:
     """Let the next writer in."""
+    _held.discard(descriptor)
     os.ftruncate(descriptor, 0)
     os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""The manifest of a committed episode: what it is, what its arrays are, and every file with its size and CRC32C.
+"""The manifest of a committed episode: what it is, what its arrays are, and every file with its checksum.
 
 One sealed line in `journal/manifests/`, itself sealed by the journal line that commits the episode. Readers take
 arrays and shapes from it; the `zarr.json` files say the same to other zarr readers and can be made anew from it.
@@ -9,10 +9,11 @@ the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from tracekit.store.checksums import Checksum, checksum_of, checksums_from_json, checksums_to_json
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
 from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
 from tracekit.store.sealed import seal
@@ -27,17 +28,22 @@ class Manifest:
     """`schema`: key -> array, of the keys that are there. `rows`: zarr path -> steps (or samples).
 
     `chunks`: zarr path -> bytes of every chunk, 0 for an absent one, where they are not all the same. `files`: path in
-    the episode's folder -> (bytes, CRC32C). `dropped`: keys that `prune_store` took away. `seq`: number of the journal
-    line that commits it.
+    the episode's folder -> checksum. `dropped`: keys that `prune_store`, or `repair` as damaged, took away. `seq`:
+    number of the journal line that commits it.
     """
 
     info: EpisodeInfo
     schema: Mapping[str, ArraySpec]
     rows: Mapping[str, int]
     chunks: Mapping[str, Sequence[int]]
-    files: Mapping[str, tuple[int, int]]
+    files: Mapping[str, Checksum]
     dropped: tuple[str, ...] = ()
     seq: int = 0
+
+    @property
+    def legacy(self) -> bool:
+        """Whether some file has no SHA-256: the episode was committed by version 1.0."""
+        return any(checksum.sha256 is None for checksum in self.files.values())
 
     def places(self) -> dict[str, tuple[str, int | None]]:
         """Key -> (zarr path, column of a table or None)."""
@@ -68,8 +74,17 @@ class Manifest:
     def seal(self) -> bytes:
         """The manifest as its file holds it."""
         chunks = {name: list(sizes) for name, sizes in self.chunks.items()}
-        own = {"info": self.info.to_json(), "chunks": chunks, "files": dict(self.files), "seq": self.seq}
-        return seal({**own, **self._contents()})
+        own = {"info": self.info.to_json(), "chunks": chunks, "seq": self.seq}
+        return seal({**own, **checksums_to_json(self.files), **self._contents()})
+
+    def with_documents(self) -> Manifest:
+        """This manifest with the checksums of its `documents` among `files`, and the bytes of all of them."""
+        shards = {path: about for path, about in self.files.items() if Path(path).name != "zarr.json"}
+        files = {**shards, **{path: checksum_of(data) for path, data in self.documents().items()}}
+        if self.legacy:  # one episode, one kind of checksum
+            files = {path: replace(checksum, sha256=None) for path, checksum in files.items()}
+        nbytes = sum(checksum.nbytes for checksum in files.values())
+        return replace(self, info=replace(self.info, nbytes=nbytes), files=files)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -79,10 +94,16 @@ class Manifest:
             {key: ArraySpec.from_json(spec) for key, spec in data["arrays"]},
             data["rows"],
             data.get("chunks", {}),
-            {path: (size, crc) for path, (size, crc) in data.get("files", {}).items()},
+            checksums_from_json(data),
             tuple(data["dropped"]),
             data.get("seq", 0),
         )
+
+    @staticmethod
+    def checksum_in(record: Mapping[str, Any]) -> Checksum:
+        """Of a manifest's file, as the journal line `record` has it."""
+        about = record["manifest"]
+        return Checksum(about["size"], about["crc32c"], about.get("sha256"))
 
     def _contents(self) -> dict[str, Any]:
         arrays = [[key, spec.to_json()] for key, spec in self.schema.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 from tracekit.digest import digest_json
 from tracekit.errors import TraceError
 from tracekit.store import lock
+from tracekit.store.checksums import Checksum, checksum_of, summed
 from tracekit.store.identity import TRACE_FORMAT, check_identity, open_journal
 from tracekit.store.manifest import Manifest
 from tracekit.store.metadata import shard_name
 from tracekit.store.places import episodes_folder, manifest_file, running_folder
 from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
-from tracekit.store.sealed import crc32c, unseal
+from tracekit.store.sealed import unseal
 from tracekit.store.shards import ShardReader
 
 __all__ = ["Episode", "Trace", "folder_of"]
@@ -59,10 +61,19 @@ class Trace:
         """Bytes of all committed episodes on the disk."""
         return sum(info.nbytes for info in self.episodes)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over every committed episode's description and the checksum of its manifest."""
-        return digest_json([[record["info"], record["manifest"]["crc32c"]] for record in self._records.values()])
+        """SHA-256 (hex) over all that the trace says: its attributes and every episode, down to the last array.
+
+        Reads the journal only, which has the SHA-256 of the manifests, which have those of the files; but all files of
+        the episodes that version 1.0 committed. Raises TraceError if one of those cannot be read.
+        """
+        episodes = [[record["info"], self._digest_of(name, record)] for name, record in self._records.items()]
+        return digest_json([self.attributes, episodes])
+
+    def _digest_of(self, name: str, record: Mapping[str, Any]) -> Any:
+        strong = Manifest.checksum_in(record).sha256
+        return self.episode(name).files_digest() if strong is None else strong
 
     def episode(self, name: str) -> Episode:
         """The episode whose id is `name`; raises TraceError if there is none or its manifest is damaged."""
@@ -80,9 +91,8 @@ class Episode:
         """Use `Trace.episode`."""
         self.info = EpisodeInfo.from_json(record["info"])
         self._root = root
-        about = record["manifest"]
-        path = manifest_file(root, about["name"])
-        manifest = unseal(_checked(path, about["size"], about["crc32c"]))
+        path = manifest_file(root, record["manifest"]["name"])
+        manifest = unseal(_checked(path, Manifest.checksum_in(record)))
         if manifest is None:
             raise _damaged(path, "is damaged")
         self._manifest = Manifest.from_json(manifest)
@@ -136,6 +146,14 @@ class Episode:
             return self._read_rows(name, None)
         return np.asarray(self._read_rows(name, step)[0, ...])
 
+    def files_digest(self) -> str:
+        """SHA-256 (hex) over the contents of all files, which are read for it; raises TraceError if one cannot be."""
+        try:
+            found = {name: summed(self._folder / name).result().sha256 for name in self._manifest.files}
+        except OSError as error:
+            raise _damaged(Path(error.filename), f"cannot be read ({error.strerror})") from error
+        return digest_json(found)
+
     def _read_rows(self, name: str, step: int | None) -> npt.NDArray[Any]:
         spec = self._arrays[name]
         rows = np.arange(self._manifest.rows[name]) if step is None else np.array([step])
@@ -168,13 +186,13 @@ class Episode:
 
     def _remedy(self, key: str) -> str:
         if key in self._manifest.dropped:
-            return "use the trace that it was taken from"
+            return "use a copy that has it"
         part = key.partition("/")[0]
         optional = {"observables", "scores", "hidden", "attention"}
         return "record again with a capture that keeps it" if part in optional else "record again"
 
     def _gone(self, key: str) -> str:
-        return " (prune-store took it away)" if key in self._manifest.dropped else ""
+        return " (taken away by prune-store, or by repair as damaged)" if key in self._manifest.dropped else ""
 
     def _shard(self, name: str) -> ShardReader:
         if name not in self._shards:
@@ -194,13 +212,13 @@ def folder_of(root: Path, episode: str) -> Path:
     return final if final.is_dir() else running_folder(root) / episode
 
 
-def _checked(path: Path, size: int, crc: int) -> bytes:
+def _checked(path: Path, listed: Checksum) -> bytes:
     """The contents of a small file, if they are exactly what was committed; raises TraceError if not."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise _damaged(path, f"cannot be read ({error.strerror})") from error
-    if len(data) != size or crc32c(data) != crc:
+    if not listed.fits(checksum_of(data)):
         raise _damaged(path, "is damaged")
     return data
 

@@ -7,13 +7,14 @@ cut off, or whose data are damaged, is kept up to its last good step and marked 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tracekit.errors import TraceError
 from tracekit.store import files, lock
+from tracekit.store.checksums import checksums_from_json
 from tracekit.store.committing import (
     commit_manifest,
     episode_record,
@@ -22,22 +23,19 @@ from tracekit.store.committing import (
     set_aside,
     set_copy_aside,
 )
-from tracekit.store.identity import TRACE_FORMAT, check_readable, root_attributes
+from tracekit.store.identity import TRACE_FORMAT, VERSION, check_readable, root_attributes
 from tracekit.store.journal import Commits, Journal, read_journal
 from tracekit.store.manifest import Manifest
-from tracekit.store.metadata import shard_name
+from tracekit.store.mending import adopt_by_chunks, mend_episode, write_anew
 from tracekit.store.places import (
     commits_file,
     episodes_folder,
-    manifest_file,
     manifests_folder,
     running_folder,
 )
-from tracekit.store.salvage import keep_good_steps, make_parents, salvage_cut_off
-from tracekit.store.schema import EpisodeInfo
-from tracekit.store.sealed import crc32c, seal, unseal
-from tracekit.store.shards import cut_shard, index_bytes, read_sizes
-from tracekit.store.verifying import damaged_files, file_crc, load_manifest
+from tracekit.store.salvage import salvage_cut_off
+from tracekit.store.sealed import seal, unseal
+from tracekit.store.verifying import damaged_files, load_manifest
 from tracekit.store.writer import head_record, root_files
 
 __all__ = ["Repair", "repair"]
@@ -72,7 +70,8 @@ def repair(path: str | Path) -> Repair:
             lock.release(held)
     except OSError as error:
         raise TraceError(
-            f"{root}: repair was stopped: {error.strerror}; nothing was lost: mend the cause and repair again"
+            f"{error.filename or root}: repair was stopped: {error.strerror}; nothing was lost: mend the cause and "
+            "repair again"
         ) from error
 
 
@@ -84,13 +83,13 @@ def _repair(root: Path) -> Iterator[str]:
     try:
         yield from _mend_root(root, journal)
         for record in journal.episodes().values():
-            yield from _mend_episode(root, commits, record)
+            yield from mend_episode(root, commits, record)
         for name in _running(root):
             yield _adopt(root, commits, name) or salvage_cut_off(root, commits, name)
         for folder in sorted(episodes_folder(root).glob("*/")):
             if folder.name not in commits.episodes:
-                set_aside(root, folder, folder.name)
-                yield f"episode {folder.name!r}: nothing vouches for it; set aside"
+                adopted = adopt_by_chunks(root, commits, folder.name)
+                yield from adopted or [_set_unknown_aside(root, folder)]
     finally:
         commits.close()
     _clear_manifests(root)
@@ -108,13 +107,15 @@ def _mend_journal(root: Path) -> Iterator[str]:
             lost[manifest.seq] = record
     if not (journal.bad_lines or journal.torn or lost or journal.head is None):
         return
+    if commits_file(root).is_dir():
+        set_aside(root, commits_file(root), _flat_name(root, commits_file(root)))
     if there:
         set_copy_aside(root, commits_file(root).read_bytes(), _flat_name(root, commits_file(root)))
     lines = {record["seq"]: record for record in journal.records}
     if journal.head is None:
         attributes = root_attributes(root)
-        attributes.pop("version", None)
-        lines[0] = head_record(attributes, str(attributes.pop("format", TRACE_FORMAT)))
+        version = str(attributes.pop("version", VERSION))
+        lines[0] = head_record(attributes, str(attributes.pop("format", TRACE_FORMAT)), version)
         yield f"journal: the root attributes were lost; {'those of zarr.json' if attributes else 'none'} replace them"
     lines |= {seq: record for seq, record in lost.items() if seq not in lines}
     gaps = {seq: {"kind": "lost"} for seq in range(max(lines)) if seq not in lines}
@@ -127,7 +128,7 @@ def _whole_manifests(root: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
     """Every manifest whose seal holds, with the journal line that commits it, in the order of those lines."""
     found = []
     for path in manifests_folder(root).glob("*.json"):
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""
         content = unseal(data)
         if content is not None:
             manifest = Manifest.from_json(content)
@@ -138,91 +139,8 @@ def _whole_manifests(root: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
 def _mend_root(root: Path, journal: Journal) -> Iterator[str]:
     head = journal.records[0]
     contents = root_files(head["attributes"], head["format"], head["version"])
-    listed = {name: (size, crc) for name, (size, crc) in head["files"].items()}
-    for problem in list(damaged_files(root, root, listed, None)):
-        yield _write_anew(root, root / problem.path, contents[problem.path])
-
-
-def _mend_episode(root: Path, commits: Commits, record: Mapping[str, Any]) -> Iterator[str]:
-    episode = record["info"]["id"]
-    folder = episodes_folder(root) / episode
-    manifest = load_manifest(root, record)
-    if manifest is None:
-        manifest = _rebuilt_manifest(folder, record)
-        if manifest is None:
-            yield _remove(root, commits, episode, "its manifest is lost")
-            return
-        yield _write_anew(root, manifest_file(root, record["manifest"]["name"]), manifest.seal())
-    damaged = []
-    documents = manifest.documents()
-    for problem in list(damaged_files(root, folder, manifest.files, episode)):
-        name = str((root / problem.path).relative_to(folder))
-        if name in documents and (len(documents[name]), crc32c(documents[name])) == manifest.files[name]:
-            make_parents(folder, name)
-            yield _write_anew(root, folder / name, documents[name])
-        else:
-            damaged.append(name)
-    if damaged:
-        yield _mend_shards(root, commits, folder, manifest, damaged)
-
-
-def _mend_shards(root: Path, commits: Commits, folder: Path, manifest: Manifest, damaged: list[str]) -> str:
-    """Write damaged indices anew; where steps are damaged, keep those before the first one."""
-    info = manifest.info
-    by_path = {f"{name}/{shard_name(spec)}": name for name, spec in manifest.arrays().items()}
-    for path in list(damaged):
-        if path in by_path and _mend_index(root, folder / path, manifest.sizes(by_path[path]), manifest.files[path]):
-            damaged.remove(path)
-    if not damaged:
-        return f"episode {info.id!r}: index made anew"
-    files.remove_tree(running_folder(root) / info.id)  # copies, left by a repair that was interrupted here
-    sizes = {name: manifest.sizes(name) for name in manifest.arrays()}
-    steps = keep_good_steps(root, commits, info, manifest.schema, folder, sizes)
-    if steps is None:
-        return _remove(root, commits, info.id, "nothing of it is whole")
-    return f"episode {info.id!r}: damaged; {steps} of its {info.steps} steps are kept, the original is set aside"
-
-
-def _mend_index(root: Path, path: Path, sizes: Sequence[int], listed: tuple[int, int]) -> bool:
-    """Write the index of a shard anew, if nothing but it is damaged."""
-    index = index_bytes(sizes)
-    end = sum(sizes)
-    if not path.is_file() or (end + len(index), crc32c(index, file_crc(path, end))) != listed:
-        return False
-    set_copy_aside(root, path.read_bytes()[end:], f"{_flat_name(root, path)}-index")
-    whole = path.with_name("index.tmp")
-    files.remove_file(whole)
-    cut_shard(path, whole, sizes)
-    files.rename(whole, path)
-    files.sync_folder(path.parent)
-    return True
-
-
-def _rebuilt_manifest(folder: Path, record: Mapping[str, Any]) -> Manifest | None:
-    """The manifest from the group attributes and the files as they are, if that is exactly what was committed."""
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    chunks: dict[str, Sequence[int]] = {}
-    try:
-        said = Manifest.from_json(root_attributes(folder))
-        for name, spec in said.arrays().items():
-            path = found.get(f"{name}/{shard_name(spec)}")
-            if path is not None and (spec.codec or spec.optional):
-                chunks[name] = read_sizes(path, said.rows[name]) or []
-    except (KeyError, TypeError, ValueError, TraceError):  # the group attributes are damaged too
-        return None
-    entries = {name: (path.stat().st_size, file_crc(path)) for name, path in found.items()}
-    info = EpisodeInfo.from_json(record["info"])
-    rebuilt = replace(said, info=info, chunks=chunks, files=entries, seq=record["seq"])
-    data = rebuilt.seal()
-    about = record["manifest"]
-    return rebuilt if (len(data), crc32c(data)) == (about["size"], about["crc32c"]) else None
-
-
-def _remove(root: Path, commits: Commits, episode: str, why: str) -> str:
-    commits.append({"kind": "removed", "id": episode})
-    if (episodes_folder(root) / episode).exists():
-        set_aside(root, episodes_folder(root) / episode, episode)
-    return f"episode {episode!r}: {why}; set aside"
+    for problem in list(damaged_files(root, root, checksums_from_json(head), None)):
+        yield write_anew(root, root / problem.path, contents[problem.path])
 
 
 def _adopt(root: Path, commits: Commits, episode: str) -> str | None:
@@ -236,6 +154,11 @@ def _adopt(root: Path, commits: Commits, episode: str) -> str | None:
     return None
 
 
+def _set_unknown_aside(root: Path, folder: Path) -> str:
+    set_aside(root, folder, folder.name)
+    return f"episode {folder.name!r}: nothing vouches for it; set aside"
+
+
 def _clear_manifests(root: Path) -> None:
     """Set aside the manifests that no journal line names any more."""
     named = {record["manifest"]["name"] for record in read_journal(root).episodes().values()}
@@ -247,13 +170,6 @@ def _clear_manifests(root: Path) -> None:
 def _running(root: Path) -> list[str]:
     folders = {path.name for path in running_folder(root).glob("*/")}
     return sorted(folders | {path.stem for path in running_folder(root).glob("*.jsonl")})
-
-
-def _write_anew(root: Path, path: Path, data: bytes) -> str:
-    if path.exists():
-        set_aside(root, path, _flat_name(root, path))
-    files.replace(path, data)
-    return f"{path.relative_to(root)}: made anew"
 
 
 def _flat_name(root: Path, path: Path) -> str:

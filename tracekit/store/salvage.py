@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,19 @@ def keep_good_steps(
     schema: Mapping[str, ArraySpec],
     source: Path,
     sizes: Mapping[str, Sequence[int]],
+    foreign: Collection[str] = (),
 ) -> int | None:
     """Commit, marked truncated, what is good of an episode whose shards in the folder `source` have chunks of `sizes`.
 
     Returns the steps kept; None, with nothing committed, if there is no good row at all. `source` is the episode's
-    running folder, whose shards are then cut in place, or any other, which stays as it is. Raises OSError.
+    running folder, whose shards are then cut in place, or any other, which stays as it is. `foreign`: arrays none of
+    whose rows count as good, because they are whole but not what was recorded. Raises OSError.
     """
     specs = stored_arrays(schema)
-    good = {name: leading_good(source / name / shard_name(specs[name]), sizes[name]) for name in sizes}
+    good = {
+        name: 0 if name in foreign else leading_good(source / name / shard_name(specs[name]), sizes[name])
+        for name in sizes
+    }
     rows = {name: min(good[other] for other in good if stream_of(other) == stream_of(name)) for name in good}
     if not any(rows.values()):
         return None
@@ -48,7 +53,7 @@ def keep_good_steps(
             _set_tail_aside(root, path, kept)
         if any(kept):
             make_parents(running, f"{name}/{path.name}")
-            shards[name] = Shard(kept, *cut_shard(path, running / name / shard_name(spec), kept))
+            shards[name] = Shard(kept, cut_shard(path, running / name / shard_name(spec), kept))
         elif not spec.optional:
             shards[name] = Shard(kept)
     steps = min((rows[name] for name in rows if stream_of(name) is None), default=0)

@@ -15,27 +15,21 @@ import google_crc32c
 
 from tracekit.digest import canonical_json
 
-__all__ = ["crc32c", "seal", "unseal"]
+__all__ = ["seal", "unseal"]
 
 _HEAD = b'{"crc32c":"'
 _BODY = len(_HEAD) + 8 + 2
 
 
-def crc32c(data: bytes, before: int = 0) -> int:
-    """CRC32C of `data`, or of what has the CRC32C `before` with `data` behind it."""
-    value: int = google_crc32c.extend(before, data)
-    return value
-
-
 def seal(record: Mapping[str, Any]) -> bytes:
     """`record` (not empty, plain values) as one sealed line with its line end; raises TracekitError on other values."""
     body = canonical_json(dict(record))[1:]
-    return b'%s%08x",%s\n' % (_HEAD, crc32c(body), body)
+    return b'%s%08x",%s\n' % (_HEAD, google_crc32c.value(body), body)
 
 
 def unseal(line: bytes) -> dict[str, Any] | None:
     """The record of a sealed line, or None if a single bit of it is not as it was written."""
-    if not line.endswith(b"}\n") or line[:_BODY] != b'%s%08x",' % (_HEAD, crc32c(line[_BODY:-1])):
+    if not line.endswith(b"}\n") or line[:_BODY] != b'%s%08x",' % (_HEAD, google_crc32c.value(line[_BODY:-1])):
         return None
     record: dict[str, Any] = json.loads(b"{" + line[_BODY:])
     return record

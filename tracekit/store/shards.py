@@ -18,6 +18,7 @@ from numcodecs.zstd import Zstd
 
 from tracekit.errors import TraceError
 from tracekit.store import files
+from tracekit.store.checksums import Checksum, Summing
 from tracekit.store.schema import CODECS, ArraySpec
 
 __all__ = [
@@ -28,7 +29,8 @@ __all__ = [
     "cut_shard",
     "index_bytes",
     "leading_good",
-    "read_sizes",
+    "read_index",
+    "rescue_shard",
 ]
 
 ABSENT = np.uint64(2**64 - 1)
@@ -44,9 +46,8 @@ class ShardWriter:
     def __init__(self, path: Path, spec: ArraySpec) -> None:
         """Create the file; it must not exist."""
         self.path = path
-        self.crc = 0
-        self.nbytes = 0
         self.sizes: list[int] = []
+        self._summing = Summing()
         self._compress = None if spec.codec is None else Zstd(CODECS[spec.codec]).encode
         self._descriptor = files.create(path)
         self._dirty = True
@@ -71,6 +72,11 @@ class ShardWriter:
             files.sync(self._descriptor)
             self._dirty = False
 
+    @property
+    def checksum(self) -> Checksum:
+        """Of the file as it stands."""
+        return self._summing.result()
+
     def finish(self) -> None:
         """Write the index, sync and close."""
         self._write(index_bytes(self.sizes))
@@ -87,8 +93,7 @@ class ShardWriter:
         self._dirty = True
         files.write(self._descriptor, parts)
         for part in parts:
-            self.crc = google_crc32c.extend(self.crc, part)
-            self.nbytes += len(part)
+            self._summing.update(part)
 
 
 def chunk_index(sizes: Sequence[int]) -> npt.NDArray[np.uint64]:
@@ -105,11 +110,15 @@ def index_bytes(sizes: Sequence[int]) -> bytes:
     return data + int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
 
 
-def read_sizes(path: Path, rows: int) -> list[int] | None:
-    """The chunk sizes that the index of the shard `path` of `rows` steps says, None if it is damaged."""
+def read_index(path: Path, rows: int) -> list[int] | None:
+    """The chunk sizes that the index of the shard `path` of `rows` steps says, None if it is damaged or missing."""
     length = 16 * rows + CRC_BYTES
-    data = path.read_bytes()[-length:]
-    if len(data) != length or google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+    if not path.is_file() or path.stat().st_size < length:
+        return None
+    with path.open("rb") as file:
+        file.seek(-length, os.SEEK_END)
+        data = file.read()
+    if google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         return None
     return [0 if size == ABSENT else int(size) for size in np.frombuffer(data[:-CRC_BYTES], "<u8")[1::2]]
 
@@ -191,20 +200,49 @@ def leading_good(path: Path, sizes: Sequence[int]) -> int:
         return next((row for row, size in enumerate(sizes) if size), len(sizes))
     with path.open("rb") as file:
         for row, size in enumerate(sizes):
-            chunk = file.read(size)
-            seal = int.from_bytes(chunk[-CRC_BYTES:], "little")
-            if size and (len(chunk) != size or google_crc32c.value(chunk[:-CRC_BYTES]) != seal):
+            if size and not _is_good(file.read(size), size):
                 return row
     return len(sizes)
 
 
-def cut_shard(source: Path, target: Path, sizes: Sequence[int]) -> tuple[int, int]:
+def rescue_shard(source: Path, target: Path, sizes: Sequence[int]) -> tuple[list[int], Checksum]:
+    """Make the new file `target` the shard of the good chunks of `source`, whose chunks have `sizes`, in their steps.
+
+    Returns the sizes of its chunks, 0 for those that were not good, and its checksum. It is on the disk then. Raises
+    OSError.
+    """
+    kept = []
+    summing = Summing()
+    descriptor = files.create(target)
+    try:
+        with source.open("rb") as file:
+            for size in sizes:
+                chunk = file.read(size)
+                good = size > 0 and _is_good(chunk, size)
+                kept.append(size if good else 0)
+                if good:
+                    files.write(descriptor, [chunk])
+                    summing.update(chunk)
+        index = index_bytes(kept)
+        files.write(descriptor, [index])
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    return kept, summing.update(index).result()
+
+
+def _is_good(chunk: bytes, size: int) -> bool:
+    seal = int.from_bytes(chunk[-CRC_BYTES:], "little")
+    return len(chunk) == size and google_crc32c.value(chunk[:-CRC_BYTES]) == seal
+
+
+def cut_shard(source: Path, target: Path, sizes: Sequence[int]) -> Checksum:
     """Make `target` the shard of the leading chunks of `source`, which have `sizes`; both may be the same file.
 
-    Returns (bytes, CRC32C) of the new file, which is on the disk. Raises OSError.
+    Returns the checksum of the new file, which is on the disk. Raises OSError.
     """
     end = sum(sizes)
-    crc = 0
+    summing = Summing()
     in_place = source == target
     descriptor = files.append_to(target) if in_place else files.create(target)
     try:
@@ -213,7 +251,7 @@ def cut_shard(source: Path, target: Path, sizes: Sequence[int]) -> tuple[int, in
         with source.open("rb") as file:
             for start in range(0, end, _COPY_BYTES):
                 block = file.read(min(_COPY_BYTES, end - start))
-                crc = google_crc32c.extend(crc, block)
+                summing.update(block)
                 if not in_place:
                     files.write(descriptor, [block])
         index = index_bytes(sizes)
@@ -221,4 +259,4 @@ def cut_shard(source: Path, target: Path, sizes: Sequence[int]) -> tuple[int, in
         files.sync(descriptor)
     finally:
         files.close(descriptor)
-    return end + len(index), google_crc32c.extend(crc, index)
+    return summing.update(index).result()

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tracekit.errors import TraceError
 from tracekit.store import lock
+from tracekit.store.checksums import Checksum, checksum_of, checksums_from_json, summed
 from tracekit.store.identity import check_readable
 from tracekit.store.journal import Journal, read_journal
 from tracekit.store.manifest import Manifest
-from tracekit.store.places import commits_file, episodes_folder, manifest_file, running_folder, set_aside_folder
+from tracekit.store.places import (
+    commits_file,
+    episodes_folder,
+    manifest_file,
+    manifests_folder,
+    running_folder,
+    set_aside_folder,
+)
 from tracekit.store.reader import folder_of
-from tracekit.store.sealed import crc32c, unseal
+from tracekit.store.sealed import unseal
 
-__all__ = ["Problem", "Report", "damaged_files", "file_crc", "load_manifest", "verify"]
-
-_BLOCK_BYTES = 2**23
+__all__ = ["Problem", "Report", "damaged_files", "load_manifest", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,11 @@ class Report:
 
 
 def verify(path: str | Path) -> Report:
-    """Check every file of the store at `path` against the size and CRC32C under which it was committed.
+    """Check every file of the store at `path` against the length and SHA-256 under which it was committed.
 
-    Any flipped bit, cut or missing file, in data or metadata, is a problem; so is an episode that was cut off (unless
-    a writer is at work on it now). Raises TraceError if `path` is no store, or of a version that this one cannot read.
+    Any flipped bit, cut, missing or exchanged file, in data or metadata, is a problem; so is an episode that was cut
+    off (unless a writer is at work on it now). Raises TraceError if `path` is no store, or of a version that this one
+    cannot read.
     """
     root = Path(path)
     check_readable(root)
@@ -71,6 +78,7 @@ def _verify(root: Path) -> Report:
     journal = read_journal(root) if commits_file(root).is_file() else Journal((), (1,), 0, 0)
     problems = [*_journal_problems(journal, writing), *_root_problems(root, journal)]
     notes = []
+    legacy = 0
     count, nbytes = 1, journal.size
     records = journal.episodes()
     for episode, record in records.items():
@@ -82,8 +90,9 @@ def _verify(root: Path) -> Report:
         folder = folder_of(root, episode)
         problems += damaged_files(root, folder, manifest.files, episode)
         notes += _surplus(root, folder, manifest)
+        legacy += manifest.legacy
         count += 1 + len(manifest.files)
-        nbytes += record["manifest"]["size"] + sum(size for size, _ in manifest.files.values())
+        nbytes += record["manifest"]["size"] + sum(listed.nbytes for listed in manifest.files.values())
     unknown = sorted(folders - records.keys())
     problems += [Problem(f"episodes/{episode}", "is not in the journal", episode) for episode in unknown]
     running = sorted(entry.name for entry in running_folder(root).glob("*/") if entry.name not in records)
@@ -93,6 +102,12 @@ def _verify(root: Path) -> Report:
             notes.append(f"episode {episode!r} is being written")
         else:
             problems.append(Problem(f"journal/running/{episode}", "was cut off before it was finished", episode))
+    if legacy:
+        notes.append(
+            f"{legacy} episodes were recorded by format 1.0, without SHA-256: files exchanged for one another are not "
+            "found in them"
+        )
+    notes += [f"{path.relative_to(root)} is no part of the store" for path in _unknown(root, records.values())]
     aside = len(list(set_aside_folder(root).glob("*")))
     if aside:
         notes.append(f"{aside} damaged items lie in journal/set_aside, unchecked")
@@ -101,40 +116,27 @@ def _verify(root: Path) -> Report:
 
 def load_manifest(root: Path, record: Mapping[str, Any]) -> Manifest | None:
     """The manifest that a journal line names, or None if it is not exactly what was committed."""
-    about = record["manifest"]
-    path = manifest_file(root, about["name"])
+    path = manifest_file(root, record["manifest"]["name"])
     if not path.is_file():
         return None
     data = path.read_bytes()
     found = unseal(data)
-    if found is None or (len(data), file_crc(path)) != (about["size"], about["crc32c"]):
+    if found is None or not Manifest.checksum_in(record).fits(checksum_of(data)):
         return None
     return Manifest.from_json(found)
 
 
-def damaged_files(
-    root: Path, folder: Path, listed: Mapping[str, tuple[int, int]], episode: str | None
-) -> Iterator[Problem]:
-    """Every file of `listed` (path in `folder` -> bytes, CRC32C) that is not as listed."""
-    for name, (size, crc) in listed.items():
+def damaged_files(root: Path, folder: Path, listed: Mapping[str, Checksum], episode: str | None) -> Iterator[Problem]:
+    """Every file of `listed` (path in `folder` -> checksum) that is not as listed."""
+    for name, checksum in listed.items():
         path = folder / name
         shown = str(path.relative_to(root))
         if not path.is_file():
             yield Problem(shown, "is missing", episode)
-        elif path.stat().st_size != size:
-            yield Problem(shown, f"has {path.stat().st_size} bytes instead of {size}", episode)
-        elif file_crc(path) != crc:
+        elif path.stat().st_size != checksum.nbytes:
+            yield Problem(shown, f"has {path.stat().st_size} bytes instead of {checksum.nbytes}", episode)
+        elif not checksum.fits(summed(path).result()):
             yield Problem(shown, "has other contents than were written", episode)
-
-
-def file_crc(path: Path, end: int | None = None) -> int:
-    """CRC32C of a whole file, or of its first `end` bytes."""
-    crc, left = 0, path.stat().st_size if end is None else end
-    with path.open("rb") as file:
-        while block := file.read(min(_BLOCK_BYTES, left)):
-            crc = crc32c(block, crc)
-            left -= len(block)
-    return crc
 
 
 def _journal_problems(journal: Journal, writing: bool) -> Iterator[Problem]:
@@ -148,8 +150,21 @@ def _journal_problems(journal: Journal, writing: bool) -> Iterator[Problem]:
 
 def _root_problems(root: Path, journal: Journal) -> Iterator[Problem]:
     if journal.head is not None:
-        listed = {name: (size, crc) for name, (size, crc) in journal.head["files"].items()}
-        yield from damaged_files(root, root, listed, None)
+        yield from damaged_files(root, root, checksums_from_json(journal.head), None)
+
+
+def _unknown(root: Path, records: Iterable[Mapping[str, Any]]) -> list[Path]:
+    """What lies in the store and nothing accounts for."""
+    named = {record["manifest"]["name"] for record in records}
+    found = [path for path in root.iterdir() if path.name not in {"zarr.json", "episodes", "journal"}]
+    for folder, own in (
+        (episodes_folder(root), {"zarr.json"}),
+        (root / "journal", {"zarr.json", "commits.jsonl", "lock", "manifests", "running", "set_aside"}),
+        (manifests_folder(root), named),
+    ):
+        inside = folder.iterdir() if folder.is_dir() else ()
+        found += [path for path in inside if path.name not in own]
+    return sorted(path for path in found if path.parent != episodes_folder(root) or not path.is_dir())
 
 
 def _surplus(root: Path, folder: Path, manifest: Manifest) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from tracekit.digest import canonical_json
 from tracekit.errors import TraceError
 from tracekit.store import files, lock
+from tracekit.store.checksums import checksum_of, checksums_to_json
 from tracekit.store.committing import finish_moves
 from tracekit.store.episode_writer import EpisodeWriter
 from tracekit.store.identity import TRACE_FORMAT, VERSION, check_identity, open_journal
@@ -18,13 +19,16 @@ from tracekit.store.journal import Commits, read_journal
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
 from tracekit.store.places import commits_file, episodes_folder, refuse_inside_store, running_folder, steps_log
 from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_schema
-from tracekit.store.sealed import crc32c, seal
+from tracekit.store.sealed import seal
 
 __all__ = ["TraceWriter", "head_record", "root_files"]
 
 
 class TraceWriter:
-    """The one writer of a store; made by `create` or `append`, released by `close` or leaving a `with` block."""
+    """The one writer of a store; made by `create` or `append`, released by `close` or leaving a `with` block.
+
+    It belongs to the process that made it: in a forked child it refuses everything, and closing it does nothing.
+    """
 
     def __init__(self, root: Path, attributes: Mapping[str, Any], lock_held: int, commits: Commits) -> None:
         """Use `create` or `append`."""
@@ -32,6 +36,8 @@ class TraceWriter:
         self.attributes = attributes
         self._lock = lock_held
         self._commits = commits
+        self._running: list[EpisodeWriter] = []
+        self._process = os.getpid()
 
     @classmethod
     def create(cls, path: str | Path, attributes: Mapping[str, Any], format: str = TRACE_FORMAT) -> Self:  # noqa: A002
@@ -104,8 +110,15 @@ class TraceWriter:
     def episode(self, info: EpisodeInfo, schema: Mapping[str, ArraySpec]) -> EpisodeWriter:
         """Start an episode that stores `schema` (key -> array); use it as a `with` block.
 
-        Raises TraceError, with nothing written, if the id is there already or a name cannot be stored.
+        Raises TraceError, with nothing written, if the id is there already or a name cannot be stored, or if the writer
+        is closed.
         """
+        if self._process != os.getpid():
+            raise TraceError(
+                f"{self.path}: this writer belongs to process {self._process}, which forked this one; make a trace here"
+            )
+        if self._lock < 0:
+            raise TraceError(f"{self.path}: this writer is closed; make a new one to record more")
         check_id(info.id)
         check_schema(schema)
         if info.id in self._commits.episodes:
@@ -117,15 +130,22 @@ class TraceWriter:
             )
         canonical_json([info.to_json(), [spec.to_json() for spec in schema.values()]])
         try:
-            return EpisodeWriter(self.path, self._commits, info, schema)
+            episode = EpisodeWriter(self.path, self._commits, info, schema)
         except OSError as error:
             raise TraceError(
                 f"{self.path}: cannot start episode {info.id!r}: {error.strerror}; check the disk"
             ) from error
+        self._running = [*(other for other in self._running if not other.closed), episode]
+        return episode
 
     def close(self) -> None:
-        """Let the next writer in. Closing twice is fine."""
-        if self._lock >= 0:
+        """Let the next writer in. Closing twice is fine.
+
+        An episode that is still open takes no more and stays hidden, as if the process had ended: `repair` keeps it.
+        """
+        if self._lock >= 0 and self._process == os.getpid():
+            for episode in self._running:
+                episode.abandon()
             self._commits.close()
             lock.release(self._lock)
             self._lock = -1
@@ -139,10 +159,11 @@ class TraceWriter:
         self.close()
 
 
-def head_record(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The first line of the journal of a store of format `name`: what it is, and its root files' sizes and CRCs."""
-    listed = {path: [len(data), crc32c(data)] for path, data in root_files(attributes, name).items()}
-    return {"kind": "trace", "format": name, "version": VERSION, "attributes": attributes, "files": listed}
+def head_record(attributes: Mapping[str, Any], name: str, version: str = VERSION) -> dict[str, Any]:
+    """The first line of the journal of a store of format `name`: what it is, and its root files' checksums."""
+    listed = {path: checksum_of(data) for path, data in root_files(attributes, name, version).items()}
+    about = {"kind": "trace", "format": name, "version": version, "attributes": attributes}
+    return {**about, **checksums_to_json(listed)}
 
 
 def root_files(attributes: Mapping[str, Any], name: str, version: str = VERSION) -> dict[str, bytes]:

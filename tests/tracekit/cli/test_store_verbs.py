@@ -59,12 +59,17 @@ def test_what_is_no_store_ends_with_one_line_and_2(tmp_path, tracekit):
 
 
 def test_prune_store(trace, tracekit):
-    status, out, _ = tracekit("prune-store", trace, "--drop", "hidden/*", "--dry-run")
+    status, out, _ = tracekit("prune-store", trace, "--drop", "streams/*", "--dry-run")
     assert status == 0
     assert "would free 0.0 MB in 1 episodes" in out
-    assert "hidden/last" in Trace.open(trace).episode("ep-0")
-    status, out, _ = tracekit("prune-store", trace, "--drop", "hidden/*", "--drop", "depth", "--json")
-    assert (status, json.loads(out)["keys"]) == (0, ["depth", "hidden/last"])
-    assert "hidden/last" not in Trace.open(trace).episode("ep-0")
-    status, _, err = tracekit("prune-store", trace, "--drop", "hidden/*")
-    assert (status, err.count("\n")) == (2, 1)
+    assert "streams/arm/value" in Trace.open(trace).episode("ep-0")
+    status, out, _ = tracekit("prune-store", trace, "--drop", "*", "--dry-run")
+    assert status == 0
+    assert "kept, because every step needs them: hidden/last, nothing, observables/attention and 5 more\n" in out
+    status, out, _ = tracekit("prune-store", trace, "--drop", "streams/*", "--drop", "depth", "--json")
+    assert (status, json.loads(out)["keys"]) == (0, ["depth", "streams/arm/time_ns", "streams/arm/value"])
+    assert "depth" not in Trace.open(trace).episode("ep-0")
+    for key in ("streams/*", "hidden/*", "hidden/last", "*/*/*/*"):
+        status, out, err = tracekit("prune-store", trace, "--drop", key)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert len(err) < 300

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,12 @@ SCHEMA = {
     "streams/arm/time_ns": ArraySpec("int64", unit="ns"),
     "streams/arm/value": ArraySpec("float64", (2,), ("joint",), unit="rad"),
 }
+
+SPARSE = {
+    key: replace(spec, optional=True) if key.startswith(("hidden/", "observation/", "tokens/")) else spec
+    for key, spec in SCHEMA.items()
+}
+"""The same with more that a step may lack."""
 
 
 def step_of(seed: int, step: int) -> dict[str, np.ndarray | float]:
@@ -49,10 +57,9 @@ def samples_of(seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(3) + 3 * step, rng.random((3, 2))
 
 
-def record(writer: TraceWriter, name: str, steps: int, seed: int = 0) -> None:
-    with writer.episode(
-        EpisodeInfo(name, task="close_box", instruction="close the box", uid=2**63 + seed), SCHEMA
-    ) as ep:
+def record(writer: TraceWriter, name: str, steps: int, seed: int = 0, schema: Mapping[str, ArraySpec] = SCHEMA) -> None:
+    info = EpisodeInfo(name, task="close_box", instruction="close the box", uid=2**63 + seed)
+    with writer.episode(info, schema) as ep:
         for step in range(steps):
             ep.append(step_of(seed, step))
             ep.append_stream("arm", *samples_of(seed, step))

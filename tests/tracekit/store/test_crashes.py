@@ -11,11 +11,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.tracekit.store import killed_writer
+from tests.tracekit.store.killing import Killer
 from tests.tracekit.store.support import SCHEMA, check_episode, check_prefix, record, samples_of, step_of
 from tracekit.errors import TraceError
 from tracekit.store import (
@@ -34,33 +38,16 @@ from tracekit.store.shards import ShardWriter
 STEPS = 9
 
 RECORDER = textwrap.dedent("""
-    import os, signal, sys
+    import os, sys
     from pathlib import Path
     from tests.tracekit.store.support import SCHEMA, samples_of, step_of
-    from tracekit.store import EpisodeInfo, TraceWriter, files
+    from tracekit.store import EpisodeInfo, TraceWriter
 
-    path, progress, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    path, progress = Path(sys.argv[1]), sys.argv[2]
     done = os.open(progress, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    count = 0
-
-    def counted(operation):
-        def run(*arguments):
-            global count
-            count += 1
-            if count == kill_at:
-                if operation is real["write"]:  # half of the bytes, then the end
-                    data = b"".join(bytes(part) for part in arguments[1])
-                    os.write(arguments[0], data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*arguments)
-        return run
-
     writer = TraceWriter.append(path, {})
-    real = {name: getattr(files, name) for name in ("write", "sync", "rename", "sync_folder", "create", "make_folder")}
-    for name, operation in real.items():
-        setattr(files, name, counted(operation))
     os.write(done, b"started\\n")
-    for seed in range(1, 4 if kill_at else 10_000):
+    for seed in range(1, 10_000):
         with writer.episode(EpisodeInfo(f"ep-{seed}"), SCHEMA) as episode:
             for step in range(9):
                 episode.append(step_of(seed, step))
@@ -68,27 +55,25 @@ RECORDER = textwrap.dedent("""
                 os.write(done, f"step {seed}\\n".encode())
             episode.finish(success=True)
         os.write(done, f"committed {seed}\\n".encode())
-    print(count)
 """)
 
 
-def start_recorder(path: Path, kill_at: int = 0) -> tuple[subprocess.Popen[str], Path]:
+def start_recorder(path: Path) -> tuple[subprocess.Popen[str], Path]:
     progress = path.with_suffix(".progress")
     progress.unlink(missing_ok=True)
-    command = [sys.executable, "-c", RECORDER, str(path), str(progress), str(kill_at)]
+    command = [sys.executable, "-c", RECORDER, str(path), str(progress)]
     root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True), progress
 
 
-def check_after_kill(path: Path, progress: Path) -> None:
+def check_after_kill(path: Path, said: list[str], steps_of: Callable[[int], int]) -> None:
     """Committed episodes are whole at once; the running one is, after repair, up to the step that was being written."""
-    said = progress.read_text().split("\n")
     committed = [int(line.split()[1]) for line in said if line.startswith("committed")]
     trace = Trace.open(path)
     check_episode(trace, "ep-0", 2, 0)
     for seed in committed:
-        check_episode(trace, f"ep-{seed}", STEPS, seed)
+        check_episode(trace, f"ep-{seed}", steps_of(seed), seed)
     assert len(trace.episodes) - 1 - len(committed) in {0, 1}  # killed between the commit and saying so
     running = len(committed) + 1
     steps = said.count(f"step {running}")
@@ -97,7 +82,7 @@ def check_after_kill(path: Path, progress: Path) -> None:
     trace = Trace.open(path)
     found = {info.id: info for info in trace.episodes}
     for seed in committed:
-        check_episode(trace, f"ep-{seed}", STEPS, seed)
+        check_episode(trace, f"ep-{seed}", steps_of(seed), seed)
         assert not found[f"ep-{seed}"].truncated
     if f"ep-{running}" in found:
         kept = found[f"ep-{running}"].steps
@@ -126,31 +111,30 @@ def test_killed_at_any_moment(make_trace, tmp_path, kills):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        check_after_kill(copy, progress)
+        check_after_kill(copy, progress.read_text().split("\n"), lambda seed: STEPS)
 
 
-def operations_of_a_recording(path: Path) -> int:
-    process, _ = start_recorder(path, kill_at=10**9)
-    out, _ = process.communicate()
-    return int(out)
-
-
-@pytest.mark.parametrize("places", [3, pytest.param(80, marks=pytest.mark.slow)])
-def test_killed_inside_a_file_operation(make_trace, tmp_path, places):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 71])
+def test_killed_inside_every_file_operation(make_trace, tmp_path, every):
     """Writes stop half way, and fsync, rename and folder operations do not happen: in steps, in commits, in between."""
     path = make_trace(2)
-    count_at = tmp_path / "count"
-    shutil.copytree(path, count_at)
-    total = operations_of_a_recording(count_at)
-    assert total > 600
-    draw = random.Random(5)
-    for number, kill_at in enumerate(draw.sample(range(1, total + 1), places)):
-        copy = tmp_path / f"copy-{number}"
+    copy = tmp_path / "copy"
+    with Killer("tests.tracekit.store.killed_writer") as killer:
         shutil.copytree(path, copy)
-        process, progress = start_recorder(copy, kill_at)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        check_after_kill(copy, progress)
+        operations = killer.operations(copy)
+        kinds = Counter(operation.split()[0] for operation in operations)
+        assert kinds["sync"] > 60
+        assert kinds["rename"] == 4  # of two episodes, the manifest and the move
+        assert sum(operation == "write commits.jsonl" for operation in operations) == 2
+        assert (
+            sum(operation.startswith("write ep-2.jsonl") for operation in operations) == 1 + 2 * killed_writer.STEPS[2]
+        )
+        for kill_at in range(1, len(operations) + 1, every):
+            shutil.rmtree(copy)
+            shutil.copytree(path, copy)
+            said = killer.kill(copy, kill_at)
+            check_after_kill(copy, said, killed_writer.STEPS.__getitem__)
+    print(f"{len(range(1, len(operations) + 1, every))} kills, at {dict(kinds)}")
 
 
 def record_until(path: Path, stop: int, operations: tuple[str, ...], monkeypatch, failure: BaseException) -> bool:

@@ -17,7 +17,8 @@ import zarr
 from tests.tracekit.store.support import SCHEMA, check_episode, contents, record, samples_of, step_of
 from tracekit.errors import TraceError, TracekitError
 from tracekit.store import ArraySpec, EpisodeInfo, EpisodeWriter, Trace, TraceWriter, repair, verify
-from tracekit.store.sealed import crc32c, seal, unseal
+from tracekit.store.checksums import checksum_of
+from tracekit.store.sealed import seal, unseal
 from tracekit.store.shards import ShardWriter
 
 
@@ -60,14 +61,15 @@ def test_a_newer_minor_version_is_readable_but_not_continued(make_trace):
     journal = path / "journal/commits.jsonl"
     head, line = journal.read_bytes().splitlines(keepends=True)
     record_of_it = unseal(line)
-    about = {**record_of_it["manifest"], "size": manifest.stat().st_size, "crc32c": crc32c(manifest.read_bytes())}
+    found = checksum_of(manifest.read_bytes())
+    about = {**record_of_it["manifest"], "size": found.nbytes, "crc32c": found.crc32c, "sha256": found.sha256}
     later = seal({"kind": "a kind of a later version", "seq": 2})
     journal.write_bytes(head + seal({**record_of_it, "manifest": about, "novelty": 4}) + later)
     check_episode(Trace.open(path), "ep-0", 3, 0)
     assert verify(path).clean
-    with pytest.raises(TraceError, match=r"format version 1\.10, this tracekit writes 1\.0; update it to go on"):
+    with pytest.raises(TraceError, match=r"format version 1\.10, this tracekit writes 1\.1; update it to go on"):
         TraceWriter.append(path, {})
-    with pytest.raises(TraceError, match=r"this tracekit writes 1\.0; update it to go on"):
+    with pytest.raises(TraceError, match=r"this tracekit writes 1\.1; update it to go on"):
         repair(path)
 
 

@@ -103,7 +103,7 @@ def test_plain_zarr_reads_the_same_and_warns_of_nothing(make_trace):
         group = zarr.open_group(path, mode="r")
         members = dict(group.members(max_depth=None))
     assert group.attrs["format"] == "tracekit.trace"
-    assert group.attrs["version"] == "1.0"
+    assert group.attrs["version"] == "1.1"
     seen = set()
     for name, array in members.items():
         key = name.removeprefix("episodes/ep-0/")
