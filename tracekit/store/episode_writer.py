@@ -165,12 +165,6 @@ class EpisodeWriter:
         """Whether the episode has no open file any more."""
         return self._log < 0
 
-    def abandon(self) -> None:
-        """Close the files of an episode that was not finished, and take no more; what is there is left for `repair`."""
-        self._close_files()
-        if self._state in {"open", "interrupted"}:
-            self._state = "cut off"
-
     def __enter__(self) -> Self:
         return self
 

@@ -145,7 +145,7 @@ class TraceWriter:
         """
         if self._lock >= 0 and self._process == os.getpid():
             for episode in self._running:
-                episode.abandon()
+                episode.leave()
             self._commits.close()
             lock.release(self._lock)
             self._lock = -1
