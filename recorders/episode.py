@@ -22,6 +22,7 @@ from tracekit.errors import TraceError
 from tracekit.observation import Observation
 from tracekit.pruned_records import pruned_fields
 from tracekit.pruning import Reduction
+from tracekit.quantities import described
 from tracekit.records import Field, field, step_fields
 from tracekit.store import EpisodeInfo, EpisodeWriter, TraceWriter, with_measured_codec
 
@@ -54,6 +55,7 @@ class EpisodeRecording:
         self._queue = {"steps": queue_steps, "overflow": overflow}
         self._taken = 0
         self._is_whole = False
+        self._clock = {"monotonic_ns": time.monotonic_ns(), "unix_ns": time.time_ns()}
         self._episode: EpisodeWriter | None = None
         self._handover: Handover[_Step] = Handover(self._write, queue_steps, overflow)
 
@@ -68,6 +70,7 @@ class EpisodeRecording:
         self._check(observation)
         before = self._controller.steps
         recording = StepRecording()
+        began_ns = time.monotonic_ns()
         yield recording
         result, draws = self._controller.last, self._controller.last_draws
         if result is None or draws is None or self._controller.steps != before + 1:
@@ -89,6 +92,8 @@ class EpisodeRecording:
             draws=draws,
             executed=None if recording.action is None else np.array(recording.action, np.float64, ndmin=2),
             phase=self._phase_index(phase),
+            began_ns=began_ns,
+            acted_ns=recording.time_ns,
             waited_ns=waited,
         )
         step.handover_ns = time.perf_counter_ns() - start
@@ -133,6 +138,7 @@ class EpisodeRecording:
     def _about(self) -> dict[str, Any]:
         """The episode's attributes."""
         return {
+            "clock": self._clock,
             "phases": self._phases,
             "steps_taken": self._taken,
             "dropped_steps": self._handover.dropped,
@@ -169,19 +175,12 @@ class EpisodeRecording:
     def _write(self, step: _Step) -> None:
         """Encode and append one step; runs in the writer's thread, and nothing else touches the store meanwhile."""
         start = time.perf_counter_ns()
-        spec = self._controller.policy.action_spec
-        fields = step_fields(step.observation, step.result, step.draws, self._capture, spec, self._reduction)
+        fields = step_fields(step.observation, step.result, step.draws, self._capture, self._reduction)
         fields[keys.STEP_NUMBER] = field(step.number, "int64", unit="control step, from 1")
+        fields[keys.STEP_START_NS] = field(step.began_ns, "int64", optional=True, clock="monotonic")
         if step.executed is not None:
-            fields[keys.ACTION_EXECUTED] = field(
-                step.executed,
-                "float64",
-                "chunk action",
-                "per dimension",
-                optional=True,
-                names=spec.names,
-                units=spec.units,
-            )
+            fields[keys.ACTION_EXECUTED] = field(step.executed, "float64", "chunk action", optional=True)
+            fields[keys.ACTION_TIME_NS] = field(step.acted_ns or 0, "int64", optional=True, clock="monotonic")
         if step.phase is not None:
             fields[keys.PHASE] = field(step.phase, "int8", unit="index into the episode's `phases`", optional=True)
         if self._controller.config.kind != "none":
@@ -211,9 +210,10 @@ class EpisodeRecording:
 
     def _append(self, fields: Mapping[str, Field], views: list[str], layout: list[list[Any]]) -> None:
         if self._episode is None:
+            spec = self._controller.policy.action_spec
             schema = {
-                key: item.spec if item.value is None else with_measured_codec(item.spec, item.value)
-                for key, item in fields.items()
+                key: described(key, one.spec if one.value is None else with_measured_codec(one.spec, one.value), spec)
+                for key, one in fields.items()
             }
             cameras = {view: camera.to_json() for view, camera in (self._cameras or {}).items()}
             about = {**self._info.attributes, "cameras": cameras, "views": views, "layout": layout}
@@ -226,7 +226,18 @@ class StepRecording:
     """What the caller says about one step: `action`, (A,) or (T, A) float64, as it was executed."""
 
     def __init__(self) -> None:
-        self.action: npt.NDArray[np.floating[Any]] | None = None
+        self.time_ns: int | None = None
+        """Monotonic time at which `action` was set last."""
+        self._action: npt.NDArray[np.floating[Any]] | None = None
+
+    @property
+    def action(self) -> npt.NDArray[np.floating[Any]] | None:
+        """What was executed. Set it when it is: the time is recorded as well."""
+        return self._action
+
+    @action.setter
+    def action(self, action: npt.NDArray[np.floating[Any]] | None) -> None:
+        self._action, self.time_ns = action, time.monotonic_ns()
 
 
 @dataclass(slots=True)
@@ -239,6 +250,8 @@ class _Step:
     draws: StepDraws
     executed: npt.NDArray[np.float64] | None
     phase: int | None
+    began_ns: int
+    acted_ns: int | None
     waited_ns: int
     handover_ns: int = 0
 

@@ -30,16 +30,19 @@ __all__ = ["Recorder"]
 MATCH_ON_APPEND = ("policy", "capture", "execution", "action_spec", "configuration", "driver", "source")
 """Root attributes that must be equal before episodes are added to an existing trace."""
 
+MOST_QUEUE_STEPS = 1024
+"""What waits for the writer is held in memory, whole steps of it: more would hide that the disk is too slow."""
+
 
 class Recorder:
     """Records the steps that `controller` takes. Use as a context manager around `episode(...)` blocks.
 
     `driver`: who moved the arm: `policy` or, in a shadow run, for example `expert`, and then the recorded policy
-    actions were computed and not executed. Steps are written by a thread of their own: up to `queue_steps` wait for it,
-    and when more come, `overflow` decides whether the loop waits (`block`) or the step is left out (`drop`; the episode
-    counts them, and every stored step says which one it was). `source`: what the observations came from (simulator and
-    version, robot). An existing trace is appended to when everything in `MATCH_ON_APPEND` is equal; raises TraceError
-    otherwise.
+    actions were computed and not executed. Steps are written by a thread of their own: up to `queue_steps` (1 to 1024)
+    wait for it in memory, and when more come, `overflow` decides whether the loop waits (`block`) or the step is left
+    out (`drop`; the episode counts them, and every stored step says which one it was). `source`: what the observations
+    came from (simulator and version, robot). An existing trace is appended to when everything in `MATCH_ON_APPEND` is
+    equal; raises TraceError otherwise.
     """
 
     def __init__(
@@ -53,10 +56,10 @@ class Recorder:
         queue_steps: int = 8,
         overflow: Overflow = "block",
     ) -> None:
-        if queue_steps < 1 or overflow not in get_args(Overflow):
+        if not 1 <= queue_steps <= MOST_QUEUE_STEPS or overflow not in get_args(Overflow):
             raise TraceError(
-                f"queue_steps = {queue_steps}, overflow = {overflow!r}: give at least 1 step, and one of "
-                f"{', '.join(get_args(Overflow))}"
+                f"queue_steps = {queue_steps}, overflow = {overflow!r}: give 1 to {MOST_QUEUE_STEPS} steps, which wait "
+                f"in memory, and one of {', '.join(get_args(Overflow))}"
             )
         self._path = Path(path)
         self._controller = controller

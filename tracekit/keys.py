@@ -7,6 +7,7 @@ __all__ = [
     "ACTION_NOISE",
     "ACTION_POLICY",
     "ACTION_SAMPLES",
+    "ACTION_TIME_NS",
     "ATTENTION",
     "ATTENTION_ACTION",
     "ATTENTION_ENTROPY",
@@ -32,6 +33,7 @@ __all__ = [
     "STAGES_NS",
     "STATE",
     "STEP_NUMBER",
+    "STEP_START_NS",
     "TEXT_IDS",
     "WALL_NS",
     "decision",
@@ -68,9 +70,11 @@ ACTION_NOISE = "action/noise"
 ACTION_SAMPLES = "action/samples"
 ACTION_POLICY = "action/policy"
 ACTION_EXECUTED = "action/executed"
+ACTION_TIME_NS = "action/time_ns"
 KEPT = "decision/kept"
 OBSERVED = "decision/observed"
 PRUNED_FROM = "decision/pruned_from"
+STEP_START_NS = "timing/step_start_ns"
 STAGES_NS = "timing/stages_ns"
 WALL_NS = "timing/wall_ns"
 CAPTURE_HOOKS_NS = "timing/capture_hooks_ns"

@@ -50,16 +50,15 @@ def step_fields(
     result: StepResult,
     draws: StepDraws,
     capture: CaptureSpec,
-    action_spec: ActionSpec,
     reduction: Reduction,
 ) -> dict[str, Field]:
     """Key -> array of everything that one control step leaves behind (the executed action and the phase excepted)."""
     return {
-        **_observation_fields(observation, action_spec),
+        **_observation_fields(observation),
         **_token_fields(result, draws, capture),
         **_observable_fields(result, capture),
         **_score_fields(result, capture, reduction),
-        **_action_fields(result, draws, action_spec),
+        **_action_fields(result, draws),
         **_timing_fields(result),
         **{keys.generator(name): field(state, "uint8", "byte") for name, state in draws.generators.items()},
     }
@@ -77,16 +76,12 @@ def field(
     )
 
 
-def _observation_fields(observation: Observation, spec: ActionSpec) -> dict[str, Field]:
-    fields = {
-        keys.STATE: field(
-            observation.state, "float64", "state", "per dimension", names=spec.names, units=spec.units, frame=spec.frame
-        )
-    }
+def _observation_fields(observation: Observation) -> dict[str, Field]:
+    fields = {keys.STATE: field(observation.state, "float64", "state")}
     for view, image in observation.images.items():
         fields[keys.image(view)] = field(image, "uint8", "row column channel", "1", colour="RGB")
     if observation.points is not None:
-        fields[keys.POINTS] = field(observation.points, "float32", "point xyz", "m", frame=spec.frame)
+        fields[keys.POINTS] = field(observation.points, "float32", "point xyz", "m")
     for view, depth in observation.depth.items():
         fields[keys.depth(view)] = field(
             depth, "float32", "row column", "m", optional=True, along="optical axis", missing=0.0
@@ -227,13 +222,11 @@ def _layers_of(reduction: Reduction, count: int) -> list[int]:
     return chosen(reduction.layers, count, "layers")
 
 
-def _action_fields(result: StepResult, draws: StepDraws, spec: ActionSpec) -> dict[str, Field]:
+def _action_fields(result: StepResult, draws: StepDraws) -> dict[str, Field]:
     return {
         keys.ACTION_NOISE: field(draws.noise, "float32", "chunk action"),
         keys.ACTION_SAMPLES: field(result.samples, "float32", "pass chunk action", "normalised", optional=True),
-        keys.ACTION_POLICY: field(
-            result.action, "float64", "chunk action", "per dimension", optional=True, names=spec.names, units=spec.units
-        ),
+        keys.ACTION_POLICY: field(result.action, "float64", "chunk action", optional=True),
     }
 
 

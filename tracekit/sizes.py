@@ -41,6 +41,16 @@ class StepShapes:
     fps_stages: int
 
 
+_SCALARS_OF_THE_RECORDER = (
+    keys.STEP_NUMBER,
+    keys.STEP_START_NS,
+    keys.ACTION_TIME_NS,
+    keys.QUEUE_WAIT_NS,
+    keys.HANDOVER_NS,
+    keys.ENCODE_NS,
+)
+
+
 def shapes_of(policy: Policy, tokens: Tokens) -> StepShapes:
     """Of a loaded policy and an observation made ready for it."""
     modules = attention_modules(policy.backbone)
@@ -62,9 +72,9 @@ def shapes_of(policy: Policy, tokens: Tokens) -> StepShapes:
 def step_bytes(shapes: StepShapes, observation: Observation, capture: CaptureSpec) -> dict[str, int]:
     """Key -> bytes per control step, largest first, under `reuse = none`; uncompressed."""
     result, draws = _step_of_zeros(shapes, capture)
-    fields = step_fields(observation, result, draws, capture, shapes.action_spec, Reduction())
+    fields = step_fields(observation, result, draws, capture, Reduction())
     sizes = {key: item.spec.row_nbytes for key, item in fields.items()}
-    sizes |= dict.fromkeys((keys.STEP_NUMBER, keys.QUEUE_WAIT_NS, keys.HANDOVER_NS, keys.ENCODE_NS), 8)
+    sizes |= dict.fromkeys(_SCALARS_OF_THE_RECORDER, 8)
     sizes[keys.ACTION_EXECUTED] = 8 * shapes.action_spec.size
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
 

@@ -255,7 +255,7 @@ def test_an_observable_that_was_not_recorded_is_named(tmp_path, small_policy, ob
         replay_decisions(path, make_config("sp_vla", fps="pinned"))
 
 
-@pytest.mark.parametrize("options", [{"queue_steps": 0}, {"overflow": "wait"}])
+@pytest.mark.parametrize("options", [{"queue_steps": 0}, {"queue_steps": 1025}, {"overflow": "wait"}])
 def test_a_queue_that_cannot_be_is_refused(tmp_path, small_policy, options):
-    with pytest.raises(TraceError, match="give at least 1 step"):
+    with pytest.raises(TraceError, match="give 1 to 1024 steps"):
         Recorder(tmp_path / "trace", Controller(small_policy, make_config()), **options)
