@@ -251,7 +251,7 @@ def main() -> None:
                 print(f"  {side:8} {milliseconds:8.1f} ms, {row['over_limit'][side]:.2f} x its limit", end="")
                 if side in row["pruning"]:
                     print(f"; {row['total'][side]:.2f} x the release (limits: {row['total_at_the_limit'][side]:.2f} x)"
-                          f", pruning {row['pruning'][side]:.2f} x ({row['pruning_at_limit'][side]:.2f} x)",
+                          f", pruning {row['pruning'][side]:.2f} x ({row['pruning_at_the_limit'][side]:.2f} x)",
                           end="")  # fmt: skip
                 print()
                 fixed = ", ".join(f"{what} {ms:.2f}" for what, ms in row["fixed_ms"][side].items() if ms)
