@@ -176,13 +176,13 @@ class EpisodeRecording:
         """Encode and append one step; runs in the writer's thread, and nothing else touches the store meanwhile."""
         start = time.perf_counter_ns()
         fields = step_fields(step.observation, step.result, step.draws, self._capture, self._reduction)
-        fields[keys.STEP_NUMBER] = field(step.number, "int64", unit="control step, from 1")
+        fields[keys.STEP_NUMBER] = field(step.number, "int64")
         fields[keys.STEP_START_NS] = field(step.began_ns, "int64", optional=True, clock="monotonic")
-        if step.executed is not None:
+        if step.executed is not None and step.acted_ns is not None:
             fields[keys.ACTION_EXECUTED] = field(step.executed, "float64", "chunk action", optional=True)
-            fields[keys.ACTION_TIME_NS] = field(step.acted_ns or 0, "int64", optional=True, clock="monotonic")
+            fields[keys.ACTION_TIME_NS] = field(step.acted_ns, "int64", optional=True, clock="monotonic")
         if step.phase is not None:
-            fields[keys.PHASE] = field(step.phase, "int8", unit="index into the episode's `phases`", optional=True)
+            fields[keys.PHASE] = field(step.phase, "int8", optional=True)
         if self._controller.config.kind != "none":
             fields |= pruned_fields(step.result, self._controller.config)
         self._ledger.inspect({key: item.value for key, item in fields.items() if item.value is not None})
@@ -191,7 +191,7 @@ class EpisodeRecording:
             keys.HANDOVER_NS: step.handover_ns,
             keys.ENCODE_NS: time.perf_counter_ns() - start,
         }
-        fields |= {key: field(spent, "int64", "", "ns", optional=True) for key, spent in costs.items()}
+        fields |= {key: field(spent, "int64", optional=True) for key, spent in costs.items()}
         start = time.perf_counter_ns()
         self._append(fields, list(step.observation.images), step.result.layout.to_json())
         self._charge(step, costs[keys.ENCODE_NS], time.perf_counter_ns() - start)

@@ -38,7 +38,7 @@ def pruned_fields(result: StepResult, config: Configuration) -> dict[str, Field]
     return {
         keys.KEPT: field(result.kept, "bool", "pass token"),
         keys.OBSERVED: field(_observed(result, shape), "bool", "patch"),
-        keys.PRUNED_FROM: field(result.pruned_from, "int32", unit="denoise pass"),
+        keys.PRUNED_FROM: field(result.pruned_from, "int32"),
         **{key: item for key, item in (masks | reasons | margins).items() if item.spec.shape != (0,)},
         **_state_fields(pruner_state(result.memory), config),
     }
@@ -85,5 +85,5 @@ def _state_fields(state: Any, config: Configuration) -> dict[str, Field]:
         fields[keys.pruner_state(name)] = field(held, str(held.dtype), axes)
     if longest is not None and arrays:
         length = len(next(iter(arrays.values())))
-        fields[keys.pruner_state("length")] = field(length, "int32", unit="entries")
+        fields[keys.pruner_state("length")] = field(length, "int32")
     return fields

@@ -64,14 +64,15 @@ def step_fields(
     }
 
 
-def field(
-    value: npt.ArrayLike, dtype: str, axes: str = "", unit: str = "1", *, optional: bool = False, **attributes: Any
-) -> Field:
-    """`value` as an array of `dtype`, declared with its axes (names separated by blanks), unit and attributes."""
+def field(value: npt.ArrayLike, dtype: str, axes: str = "", *, optional: bool = False, **attributes: Any) -> Field:
+    """`value` as an array of `dtype`, declared with its axes (names separated by blanks) and attributes.
+
+    Its unit and frame come from `tracekit.quantities`, when it is declared to a store.
+    """
     array = np.asarray(value, dtype)
     names = tuple(axes.split())
     return Field(
-        ArraySpec(dtype=dtype, shape=array.shape, axes=names, unit=unit, optional=optional, attributes=attributes),
+        ArraySpec(dtype=dtype, shape=array.shape, axes=names, optional=optional, attributes=attributes),
         array,
     )
 
@@ -79,19 +80,19 @@ def field(
 def _observation_fields(observation: Observation) -> dict[str, Field]:
     fields = {keys.STATE: field(observation.state, "float64", "state")}
     for view, image in observation.images.items():
-        fields[keys.image(view)] = field(image, "uint8", "row column channel", "1", colour="RGB")
+        fields[keys.image(view)] = field(image, "uint8", "row column channel", colour="RGB")
     if observation.points is not None:
-        fields[keys.POINTS] = field(observation.points, "float32", "point xyz", "m")
+        fields[keys.POINTS] = field(observation.points, "float32", "point xyz")
     for view, depth in observation.depth.items():
         fields[keys.depth(view)] = field(
-            depth, "float32", "row column", "m", optional=True, along="optical axis", missing=0.0
+            depth, "float32", "row column", optional=True, along="optical axis", missing=0.0
         )
     for view, segmentation in observation.segmentation.items():
         fields[keys.segmentation(view)] = field(
             segmentation, "uint8", "row column", optional=True, names=["background", "robot", "target", "other"]
         )
     for sensor, stamp in observation.time_ns.items():
-        fields[keys.time_ns(sensor)] = field(stamp, "int64", "", "ns", clock="monotonic")
+        fields[keys.time_ns(sensor)] = field(stamp, "int64", clock="monotonic")
     return fields
 
 
@@ -109,10 +110,8 @@ def _token_fields(result: StepResult, draws: StepDraws, capture: CaptureSpec) ->
     centres = [record.centres for record in result.encoded if record.centres is not None]
     patches = [record.patch for record in result.encoded if record.patch is not None]
     if centres and patches:
-        fields[keys.POINT_CENTRES] = field(np.stack(centres), "float32", "pass token xyz", "m")
-        fields[keys.POINT_PATCH] = field(
-            np.stack(patches), "int32", "pass token", "256·view + 16·row + column; -1 none"
-        )
+        fields[keys.POINT_CENTRES] = field(np.stack(centres), "float32", "pass token xyz")
+        fields[keys.POINT_PATCH] = field(np.stack(patches), "int32", "pass token")
     wanted = {"none": 0, "first_pass": 1, "all_passes": len(result.encoded)}[capture.embeddings]
     rows = [record.rows for record in result.encoded[:wanted] if record.rows is not None]
     if rows:
@@ -164,7 +163,7 @@ def _extra_fields(result: StepResult, capture: CaptureSpec) -> dict[str, Field]:
     extras, fields = result.extras, {}
     if "attention_entropy" in extras and capture.attention_entropy:
         values = extras["attention_entropy"][None]
-        fields[keys.ATTENTION_ENTROPY] = field(values, "float32", "pass layer", "nat", optional=True, heads="mean")
+        fields[keys.ATTENTION_ENTROPY] = field(values, "float32", "pass layer", optional=True, heads="mean")
     if "maps" in extras:
         layers = chosen(capture.maps, len(result.hooks_ns), "layers") if result.hooks_ns is not None else []
         fields[keys.ATTENTION_MAPS] = field(
@@ -225,7 +224,7 @@ def _layers_of(reduction: Reduction, count: int) -> list[int]:
 def _action_fields(result: StepResult, draws: StepDraws) -> dict[str, Field]:
     return {
         keys.ACTION_NOISE: field(draws.noise, "float32", "chunk action"),
-        keys.ACTION_SAMPLES: field(result.samples, "float32", "pass chunk action", "normalised", optional=True),
+        keys.ACTION_SAMPLES: field(result.samples, "float32", "pass chunk action", optional=True),
         keys.ACTION_POLICY: field(result.action, "float64", "chunk action", optional=True),
     }
 
@@ -233,11 +232,11 @@ def _action_fields(result: StepResult, draws: StepDraws) -> dict[str, Field]:
 def _timing_fields(result: StepResult) -> dict[str, Field]:
     hooks = {}
     if result.hooks_ns is not None:
-        hooks[keys.CAPTURE_HOOKS_NS] = field(result.hooks_ns, "int64", "layer", "ns", optional=True)
+        hooks[keys.CAPTURE_HOOKS_NS] = field(result.hooks_ns, "int64", "layer", optional=True)
     return {
-        keys.STAGES_NS: field(result.times_ns, "int64", "stage pass", "ns", optional=True, stages=list(STAGES)),
-        keys.WALL_NS: field(result.wall_ns, "int64", "", "ns", optional=True),
-        keys.CAPTURE_REDUCTION_NS: field(result.reduction_ns, "int64", "", "ns", optional=True),
+        keys.STAGES_NS: field(result.times_ns, "int64", "stage pass", optional=True, stages=list(STAGES)),
+        keys.WALL_NS: field(result.wall_ns, "int64", optional=True),
+        keys.CAPTURE_REDUCTION_NS: field(result.reduction_ns, "int64", optional=True),
         **hooks,
     }
 
