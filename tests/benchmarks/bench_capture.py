@@ -1,12 +1,16 @@
 """What capturing costs beside the control step: `python -m tests.benchmarks.bench_capture [--widths] [--json]`.
 
-Paired and interleaved: in every round each variant takes the same step once, in turn, and is compared with the
-unobserved step of that round. Shown are the median of the differences and its 95 % interval (by order statistics), in
-wall time and in processor time; the latter is what a shared machine disturbs least. Variants: the default capture
-alone; the same with the observables read in the loop (otherwise a small policy leaves their arithmetic to whoever
-reads them); with the recorder and its writer's thread, which does; and eager attention that forms every map, as hooking
-`output_attentions` does. Targets: capture alone at most 1 % or 1 ms, with the writer at most 5 %; at the release's
-widths (`--widths`: one layer, capture alone) at most 2 %.
+Paired and interleaved: in every round each variant takes the same step once, in turn, and once more in the opposite
+order, so that a machine that slows down evenly favours none; the mean of the two is compared with that of the
+unobserved steps. Shown are the median of the differences and its 95 % interval (by order statistics), in wall time and
+in processor time; the latter is what a shared machine disturbs least. `inside` is no difference of steps: it is the
+stage `observe` of the captured steps, all that ran there in the capture's own code (not making it, and not what it does
+to memory), as a share of the rest of the same step. It tells one percent where steps scatter by ten.
+
+Variants: the default capture alone; the same with the observables read in the loop (otherwise a small policy leaves
+their arithmetic to whoever reads them); with the recorder and its writer's thread, which does; and eager attention that
+forms every map, as hooking `output_attentions` does. Targets: capture alone at most 1 % or 1 ms, with the writer at
+most 5 %; at the release's widths (`--widths`: one layer, capture alone) at most 2 %.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from recorders import Recorder
@@ -29,9 +34,10 @@ from recorders.sim import Environment
 from tracekit.bench.model import _observation, _random_policy, preset_config
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration, ExecutionConfig, ReuseConfig
-from tracekit.engine import Controller, StepOptions
+from tracekit.engine import Controller, StepOptions, StepResult
 from tracekit.observation import Observation
 from tracekit.policy import Policy, Precision, load_policy
+from tracekit.profiling import STAGES
 
 CAPTURE = StepOptions(CaptureSpec.default(), "rows")
 
@@ -79,9 +85,9 @@ def variants(
     def stepper(options: StepOptions | None) -> Callable[[], Any]:
         controller = Controller(policy, config, options)
 
-        def step() -> None:
+        def step() -> StepResult:
             controller.reset(1)
-            controller.step(observation)
+            return controller.step(observation)
 
         return step
 
@@ -119,17 +125,25 @@ def variants(
 def measure(
     policy: Policy, observation: Observation, config: Configuration, rounds: int, *, alone: bool
 ) -> dict[str, Any]:
-    times: dict[str, list[tuple[float, float]]] = {}
+    times: dict[str, list[npt.NDArray[np.float64]]] = {}
+    inside: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         calls = variants(policy, observation, config, None if alone else Path(folder), stack)
         for call in calls.values():
             call()
         names = list(calls)
         for index in range(rounds):
-            for name in names[index % len(names) :] + names[: index % len(names)]:
-                wall, spent = time.perf_counter(), time.process_time()
-                calls[name]()
-                times.setdefault(name, []).append((time.perf_counter() - wall, time.process_time() - spent))
+            order = names[index % len(names) :] + names[: index % len(names)]
+            spent = {name: np.zeros(2) for name in names}
+            for name in (*order, *reversed(order)):
+                wall, processor = time.perf_counter(), time.process_time()
+                result = calls[name]()
+                spent[name] += time.perf_counter() - wall, time.process_time() - processor
+                if name == "default capture":
+                    observed = float(result.times_ns[STAGES.index("observe")].sum())
+                    inside.append((observed / 1e6, 100 * observed / (result.wall_ns - observed)))
+            for name in names:
+                times.setdefault(name, []).append(spent[name] / 2)
     base = np.array(times["unobserved"]) * 1e3
     found: dict[str, Any] = {
         "unobserved_ms": {"wall": float(np.median(base[:, 0])), "cpu": float(np.median(base[:, 1]))}
@@ -146,6 +160,13 @@ def measure(
                 "percent": round(100 * middle / reference, 2),
                 "percent_interval": [round(100 * low / reference, 2), round(100 * high / reference, 2)],
             }
+    (own_ms, low_ms, high_ms), (share, low, high) = (interval(np.array(inside)[:, column]) for column in (0, 1))
+    found["default capture"]["inside"] = {
+        "extra_ms": round(own_ms, 3),
+        "interval_ms": [round(low_ms, 3), round(high_ms, 3)],
+        "percent": round(share, 2),
+        "percent_interval": [round(low, 2), round(high, 2)],
+    }
     return found
 
 
