@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from tracekit.digest import digest_json
 from tracekit.store.checksums import Checksum, checksum_of, checksums_from_json, checksums_to_json
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
 from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
@@ -68,8 +69,7 @@ class Manifest:
             for parent in Path(name).parents:
                 found[str(parent / "zarr.json")] = group_document({})
             found[f"{name}/zarr.json"] = array_document(ArrayDocument(spec, self.rows[name], rows_axis(name), columns))
-        about = {name: value for name, value in self.info.to_json().items() if name != "nbytes"}
-        return {**found, "zarr.json": group_document({**about, **self._contents()})}
+        return {**found, "zarr.json": group_document(self._own_attributes())}
 
     def seal(self) -> bytes:
         """The manifest as its file holds it."""
@@ -104,6 +104,15 @@ class Manifest:
         """Of a manifest's file, as the journal line `record` has it."""
         about = record["manifest"]
         return Checksum(about["size"], about["crc32c"], about.get("sha256"))
+
+    def _own_attributes(self) -> dict[str, Any]:
+        """Those of the episode's group: with the SHA-256 of its shards and their own digest, they need no journal."""
+        about = {name: value for name, value in self.info.to_json().items() if name != "nbytes"}
+        said = {**about, **self._contents()}
+        if self.legacy:
+            return said
+        said["sha256"] = {p: about.sha256 for p, about in self.files.items() if Path(p).name != "zarr.json"}
+        return {**said, "digest": digest_json(said)}
 
     def _contents(self) -> dict[str, Any]:
         arrays = [[key, spec.to_json()] for key, spec in self.schema.items()]

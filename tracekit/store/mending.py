@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tracekit.errors import TraceError
+from tracekit.digest import digest_json
+from tracekit.errors import TraceError, TracekitError
 from tracekit.store import files
 from tracekit.store.checksums import Checksum, checksum_of, summed
 from tracekit.store.committing import commit_manifest, set_aside, set_copy_aside
@@ -60,14 +61,20 @@ def mend_episode(root: Path, commits: Commits, record: Mapping[str, Any]) -> Ite
 
 
 def adopt_by_chunks(root: Path, commits: Commits, episode: str) -> list[str] | None:
-    """Commit a folder in `episodes/` that only its own group attributes and the CRC32C of its chunks vouch for.
+    """Commit a folder in `episodes/` that only its own group attributes and its own checksums vouch for.
 
-    Says what it did; None, with nothing changed, if the attributes are damaged or are those of another episode. Raises
-    OSError.
+    Those are the SHA-256 of its shards; of what version 1.0 wrote, the CRC32C of its chunks. Says what it did; None,
+    with nothing changed, if the attributes are damaged or are those of another episode. Raises OSError.
     """
     folder = episodes_folder(root) / episode
+    attributes = root_attributes(folder)
+    digest = attributes.pop("digest", None)
+    if digest is not None and digest != digest_json(attributes):
+        return None
     try:
-        said = Manifest.from_json(root_attributes(folder))
+        said = Manifest.from_json(attributes)
+        said.documents()
+        strong = {} if digest is None else attributes["sha256"]
         arrays, rows = said.arrays(), dict(said.rows)
         chunks, listed = {}, {}
         for name, spec in arrays.items():
@@ -80,10 +87,10 @@ def adopt_by_chunks(root: Path, commits: Commits, episode: str) -> list[str] | N
             if any(kept) or sizes is None:
                 end, index = sum(kept), index_bytes(kept)
                 ideal = summed(path, end).update(index).result() if whole else _NEVER
-                listed[f"{name}/{path.name}"] = ideal
-    except (KeyError, TypeError, ValueError, TraceError):
+                listed[f"{name}/{path.name}"] = replace(ideal, sha256=strong.get(f"{name}/{path.name}", ideal.sha256))
+    except (AttributeError, KeyError, TypeError, ValueError, TracekitError):
         return None
-    if said.info.id != episode:
+    if said.info.id != episode or type(said.info.steps) is not int or any(type(key) is not str for key in said.dropped):
         return None
     commit_manifest(root, commits, replace(said, chunks=chunks, files=listed).with_documents())
     done = [f"episode {episode!r}: only the checksums of its own chunks vouch for it; committed again by those"]
@@ -222,7 +229,7 @@ def _rebuilt_manifest(folder: Path, record: Mapping[str, Any]) -> Manifest | Non
             path = found.get(f"{name}/{shard_name(spec)}")
             if path is not None and (spec.codec or spec.optional):
                 chunks[name] = read_index(path, said.rows[name]) or []
-    except (KeyError, TypeError, ValueError, TraceError):  # the group attributes are damaged too
+    except (AttributeError, KeyError, TypeError, ValueError, TraceError):  # the group attributes are damaged too
         return None
     listed = Manifest.checksum_in(record)
     entries = {name: summed(path).result() for name, path in found.items()}

@@ -61,10 +61,11 @@ def test_a_chunk_exchanged_with_another_of_its_shard(tmp_path):
 
 def test_a_shard_an_episode_or_a_journal_of_another_store(tmp_path):
     other = make(tmp_path / "other", seed=1)
+    every = {SHARD.format("a"): OTHER, SHARD.format("b"): OTHER, "episodes/e/zarr.json": OTHER}
     for name, found in (
         (SHARD.format("a"), {SHARD.format("a"): OTHER}),
-        ("episodes", {SHARD.format("a"): OTHER, SHARD.format("b"): OTHER}),
-        ("journal", {SHARD.format("a"): OTHER, SHARD.format("b"): OTHER}),
+        ("episodes", every),
+        ("journal", every),
         ("journal/manifests/e@1.json", {"journal/manifests/e@1.json": "is damaged or missing"}),
     ):
         path = make(tmp_path / name.replace("/", "-"))

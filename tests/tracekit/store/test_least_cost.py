@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -48,7 +49,8 @@ def test_a_bad_byte_in_an_optional_array_costs_its_step_of_that_array(make_trace
     assert (path / "journal/set_aside/episodes-ep-1-depth-c.0.0.0").read_bytes() == damaged
     after = contents(path)
     changed = {name for name in before if before[name] != after.get(name)}
-    assert changed == {DEPTH, "journal/commits.jsonl", "journal/manifests/ep-1@2.json"}
+    group = "episodes/ep-1/zarr.json"  # says the SHA-256 of the shards
+    assert changed == {DEPTH, group, "journal/commits.jsonl", "journal/manifests/ep-1@2.json"}
     assert repair(path).actions == ()
 
 
@@ -139,6 +141,49 @@ def test_a_store_that_lost_its_journal_folder(make_trace):
     with TraceWriter.append(path, {}) as writer:
         record(writer, "new", 2, 7)
     check_episode(Trace.open(path), "new", 2, 7)
+
+
+def exchange(path):
+    first, second = (path / f"episodes/{name}/observables/attention/c.0.0.0.0" for name in ("ep-0", "ep-1"))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(whole)
+
+
+def say(path, **changes):
+    group = path / "episodes/ep-0/zarr.json"
+    said = json.loads(group.read_bytes())
+    group.write_text(json.dumps({**said, "attributes": {**said["attributes"], **changes}}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "kept"),
+    [
+        (exchange, {"ep-0": 0, "ep-1": 0, "ep-2": 4}),
+        (lambda path: say(path, task="another"), {"ep-1": 3, "ep-2": 4}),
+        (lambda path: say(path, digest=None, attributes="x"), {"ep-1": 3, "ep-2": 4}),
+        (lambda path: say(path, digest=None, steps="x"), {"ep-1": 3, "ep-2": 4}),
+        (lambda path: say(path, digest=None, dropped=[5]), {"ep-1": 3, "ep-2": 4}),
+        (
+            lambda path: say(path, digest=None, arrays=[["a", {"dtype": "int8", "attributes": []}]]),
+            {"ep-1": 3, "ep-2": 4},
+        ),
+    ],
+    ids=["two shards exchanged", "another task", "text", "steps", "dropped", "arrays"],
+)
+def test_without_a_journal_an_episode_is_believed_by_its_own_checksums_only(make_trace, harm, kept):
+    path = make_trace(3, 3, 4)
+    shutil.rmtree(path / "journal")
+    harm(path)
+    repair(path)
+    assert verify(path).clean
+    assert {info.id: info.steps for info in Trace.open(path).episodes} == kept
+    for name, steps in kept.items():
+        if steps:
+            check_episode(Trace.open(path), name, steps, int(name[3:]))
+        else:  # of a step nothing is certain, of the stream beside the steps all
+            check_prefix(Trace.open(path), name, 0, int(name[3:]), samples=9)
+    assert {"ep-0", "ep-1", "ep-2"} - {name for name, steps in kept.items() if steps} <= set_aside(path)
 
 
 @pytest.mark.parametrize("codec", ["observation/images/front", "observables/attention"])
