@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@rm -rf $(DEMO)
-	$(BIN)/tracekit record sim --task $(TASKS) --episodes 1 --seed 7 --out $(DEMO)/trace.zarr
+	$(BIN)/tracekit record sim --task $(TASKS) --episodes 1 --seed 7 --drive policy --out $(DEMO)/trace.zarr
 	$(BIN)/tracekit replay $(DEMO)/trace.zarr --config none --config naive-50 --config default --config default-prefix-kv --out $(DEMO)/replay
 	$(BIN)/tracekit report masks $(DEMO)/replay --config naive-50 --config default --config default-prefix-kv --out $(DEMO)/masks.png
 	@echo

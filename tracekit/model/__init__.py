@@ -17,6 +17,7 @@ from tracekit.model.release_writing import save_release
 from tracekit.model.text import IdTable, TextTokenizer, WordTokenizer
 from tracekit.model.vocabulary import REFERENCE_WORDS
 from tracekit.policy import Policy, Precision, register_policy
+from tracekit.weights import packaged_policy
 
 __all__ = [
     "CAMERAS",
@@ -40,8 +41,6 @@ __all__ = [
     "save_release",
 ]
 
-REFERENCE_SEED = 0
-
 
 def load_directory(path: Path, precision: Precision) -> Policy:
     """The policy stored in directory `path`, frozen at `precision`; raises PolicyError (one line) if it cannot be."""
@@ -56,9 +55,11 @@ def load_directory(path: Path, precision: Precision) -> Policy:
 
 
 def reference_policy(precision: Precision) -> MLA:
-    """The small policy of the embedded simulator. Its weights are random (fixed seed): `identity.trained` is False."""
-    policy = MLA(reference(), WordTokenizer(REFERENCE_WORDS))
-    return initialise(policy, REFERENCE_SEED).freeze(precision)
+    """The small policy of the embedded simulator, with the trained weights that ship with the package."""
+    directory = packaged_policy("reference")
+    if directory is None:
+        raise PolicyError("policy 'reference': its weights are missing from this installation; install tracekit anew")
+    return load_policy_directory(directory).freeze(precision)
 
 
 register_policy("reference", reference_policy)

@@ -80,6 +80,7 @@ def save_policy(policy: MLA, directory: Path) -> None:
     try:
         partial.mkdir(parents=True)
         safetensors.torch.save_file(tensors, partial / WEIGHTS_FILE)
+        (partial / WEIGHTS_FILE).chmod(0o644)  # it is made readable for its owner alone
         policy.tokenizer.save(partial)
         (partial / CONFIG_FILE).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         partial.rename(directory)

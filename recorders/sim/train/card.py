@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recorders.sim.train.losses import WEIGHTS
@@ -38,13 +38,14 @@ def model_card(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None
         f"| seeds of the held-out loss | from {VALIDATION_SEEDS} |",
         f"| demonstrations' digest | `{training['demonstrations_digest']}` |",
         f"| steps | {training['step']} of {plan['steps']}, {plan['batch']} frames × {plan['draws']} noise draws each |",
-        f"| wall time | {training['seconds'] / 3600:.2f} h, {training['threads']} threads, on a CPU |",
+        f"| wall time | {training['seconds'] / 3600:.2f} h, {training['threads']} threads, on a shared CPU |",
         f"| objective | noise prediction, AdamW {plan['learning_rate']:g}, cosine; weights are a running average |",
         f"| auxiliary losses | {_auxiliary(plan)} |",
         f"| token dropout | {_dropout(training)} |",
         f"| started from | {_start(plan)} |",
         f"| weights' digest | `{training['weights_digest']}` |",
         "",
+        *_history(training.get("before", [])),
         "## Held-out losses",
         "",
         *([f"- {name}: {value:.4f}" for name, value in training["held_out"].items()] or ["Not measured yet."]),
@@ -78,6 +79,25 @@ def _start(plan: Mapping[str, Any]) -> str:
     if plan["resumed_from"] is None:
         return f"random weights of seed {plan['seed']}"
     return f"weights `{plan['resumed_from']}`, with a fresh optimiser; the steps above are those since"
+
+
+def _history(before: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not before:
+        return []
+    heading = [
+        "## Where the weights come from",
+        "",
+        "Runs before this one, each from the weights of the one above it with a fresh optimiser.",
+        "",
+        "| weights | steps | episodes per task | token dropout | wall time |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [
+        f"| `{run['weights_digest'][:12]}` | {run['step']} of {run['plan']['steps']} | {run['plan']['episodes']} | "
+        f"{_dropout(run)} | {run['seconds'] / 3600:.2f} h, {run['threads']} threads |"
+        for run in before
+    ]
+    return [*heading, *rows, ""]
 
 
 def _success(evaluation: Mapping[str, Any] | None) -> list[str]:

@@ -38,7 +38,10 @@ _HELD_OUT_FRAMES = 64
 
 @dataclass(frozen=True, slots=True)
 class TrainingSummary:
-    """How far a run has come. `seconds`: of training, over all sessions; `held_out`: last losses on unseen scenes."""
+    """How far a run has come. `seconds`: of training, over all sessions; `held_out`: last losses on unseen scenes.
+
+    `before`: the runs that the weights come from, oldest first, each as its own `to_json` without `before`.
+    """
 
     plan: TrainingPlan
     step: int
@@ -50,11 +53,12 @@ class TrainingSummary:
     parameters: int
     weights_digest: str
     held_out: dict[str, float]
+    before: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `train --json` prints and `training.json` holds."""
-        values = {name: getattr(self, name) for name in self.__slots__ if name != "plan"}
-        return {"plan": self.plan.to_json(), **values}
+        values = {name: getattr(self, name) for name in self.__slots__ if name not in {"plan", "before"}}
+        return {"plan": self.plan.to_json(), **values, "before": list(self.before)}
 
 
 def train(
@@ -79,9 +83,11 @@ def train(
     if threads < 1 or (hours is not None and hours <= 0):
         raise ConfigError(f"--threads {threads}, --hours {hours}: both must be positive")
     start_from = policy or fresh_policy(plan)
+    before: tuple[dict[str, Any], ...] = ()
     if resume is not None:
         start_from = load_policy_directory(resume)
         plan = replace(plan, resumed_from=start_from.identity.weights_digest)
+        before = _earlier_runs(resume, start_from.identity.weights_digest)
     if start_from.action_spec != ActionSpec():
         raise ConfigError(
             f"policy {start_from.config.name!r} has other actions than the demonstrations; train one with the "
@@ -94,7 +100,7 @@ def train(
     digest = demonstrations_digest(data, plan.demonstrations)
     if saved is not None and saved["demonstrations"] != digest:
         raise ConfigError(f"{out}: began with other demonstrations than those in {data}; give --out another folder")
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         run = _Run(
@@ -102,12 +108,13 @@ def train(
             Trainer(start_from, Frames(data, plan.demonstrations), plan, threads),
             Frames(data, plan.held_out),
             digest,
+            before,
         )
         if saved is not None:
             run.take_up(saved)
         return run.finish(hours, progress)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
 
 
 def _saved_state(out: Path, plan: TrainingPlan) -> dict[str, Any] | None:
@@ -129,9 +136,27 @@ def _saved_state(out: Path, plan: TrainingPlan) -> dict[str, Any] | None:
     return saved
 
 
+def _earlier_runs(policy: Path, digest: str) -> tuple[dict[str, Any], ...]:
+    """What is known of the runs that made the weights `digest` in `policy`: a run's own policy, or a published one."""
+    for path in (policy / SUMMARY, policy.parent / SUMMARY):
+        if path.is_file():
+            try:
+                found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+                own = {key: value for key, value in found.items() if key != "before"}
+                earlier = (*found.get("before", ()), own)
+            except (OSError, ValueError, AttributeError) as error:
+                raise PolicyError(f"{path}: cannot be read ({error}); mend or remove it") from error
+            if found.get("weights_digest") == digest:
+                return earlier
+    return ()
+
+
 class _Run:
-    def __init__(self, out: Path, trainer: Trainer, held_out: Frames, digest: str) -> None:
+    def __init__(
+        self, out: Path, trainer: Trainer, held_out: Frames, digest: str, before: tuple[dict[str, Any], ...]
+    ) -> None:
         self._out, self._trainer, self._held_out, self._digest = out, trainer, held_out, digest
+        self._before = before
         self._seconds, self._losses = 0.0, {}  # type: float, dict[str, float]
 
     def take_up(self, saved: dict[str, Any]) -> None:
@@ -199,6 +224,7 @@ class _Run:
             parameters=identity.parameters,
             weights_digest=identity.weights_digest,
             held_out=self._losses,
+            before=self._before,
         )
         (self._out / SUMMARY).write_text(json.dumps(summary.to_json(), indent=1) + "\n", "utf-8")
         (self._out / CARD).write_text(model_card(summary.to_json(), None), "utf-8")

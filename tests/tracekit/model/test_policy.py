@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracekit.errors import PolicyError
-from tracekit.model import CAMERAS, MLA, IdTable, WordTokenizer, reference
+from tracekit.model import CAMERAS, MLA, REFERENCE_WORDS, IdTable, WordTokenizer, initialise, reference
 from tracekit.model.layers import Linear
 from tracekit.policy import Policy, Precision, load_policy
+from tracekit.weights import packaged_policy
 
 from .conftest import WORDS, looking_down, make_observation, tiny_policy
 
@@ -204,21 +206,34 @@ def test_foreign_tokens_starts_and_samples_are_refused(policy, observation):
         policy.tokenize(observation)
 
 
-def test_reference_policy_is_registered_small_and_the_same_everywhere():
+def test_reference_policy_is_registered_small_and_what_its_card_says():
     policy = load_policy("reference")
     identity = policy.identity
     assert identity.name == "reference"
-    assert not identity.trained
-    assert 0.5e6 < identity.parameters < 4e6
+    assert identity.trained
+    assert identity.parameters < 4e6
     assert policy.action_shape == (1, 10)
     assert policy.passes == 8
+    directory = packaged_policy("reference")
+    assert identity.weights_digest in (directory / "MODEL_CARD.md").read_text("utf-8")
+    assert identity.weights_digest == json.loads((directory / "training.json").read_text("utf-8"))["weights_digest"]
+    assert (directory / "model.safetensors").stat().st_size <= 8e6
+
+
+def random_policy():
+    return initialise(MLA(reference(), WordTokenizer(REFERENCE_WORDS)), 0)
+
+
+def test_random_weights_are_the_same_everywhere():
+    policy = random_policy()
+    assert not policy.identity.trained
     # Uniform draws of torch's CPU generator, scaled: the same bits on every machine.
-    assert identity.weights_digest == "6356d242fdc780e19cb4414ec64da99bc43daca50fa3d04d835c1295fb1db081"
+    assert policy.identity.weights_digest == "6356d242fdc780e19cb4414ec64da99bc43daca50fa3d04d835c1295fb1db081"
 
 
 @pytest.mark.usefixtures("no_grad")
-def test_reference_activations_are_not_degenerate():
-    policy = load_policy("reference")
+def test_random_activations_are_not_degenerate():
+    policy = random_policy().freeze(Precision())
     tokens = policy.tokenize(make_observation(reference(), instruction="close the red box"))
     prefix = policy.embed_prefix(tokens, (1, 2))
     for name in ("point", "image.front", "text"):

@@ -1,6 +1,7 @@
 """A run reproduces, stops and goes on without a trace, refuses another plan, and leaves a policy with its papers."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_resuming_starts_from_weights_with_a_fresh_optimiser_and_says_so(demonst
     assert second.plan.resumed_from == first.weights_digest
     assert second.step == 1
     assert f"`{first.weights_digest}`, with a fresh optimiser" in (tmp_path / "second" / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_lists_every_run_that_the_weights_come_from(demonstrations, plan, tmp_path):
+    short = replace(plan, steps=1)
+    first = train(tmp_path / "first", demonstrations, replace(plan, steps=2), policy=tiny())
+    second = train(tmp_path / "second", demonstrations, short, resume=tmp_path / "first" / "policy")
+    third = train(tmp_path / "third", demonstrations, short, resume=tmp_path / "second" / "policy")
+    assert [run["weights_digest"] for run in third.before] == [first.weights_digest, second.weights_digest]
+    assert [run["step"] for run in third.before] == [2, 1]
+    card = (tmp_path / "third" / "MODEL_CARD.md").read_text()
+    assert f"| `{first.weights_digest[:12]}` | 2 of 2 | 1 |" in card
+    unknown = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "second" / "policy", unknown)
+    (tmp_path / "training.json").write_text(json.dumps({"weights_digest": "other"}))  # papers of other weights
+    assert train(tmp_path / "fourth", demonstrations, short, resume=unknown).before == ()
 
 
 def test_the_folder_of_another_plan_is_refused(demonstrations, plan, tmp_path):
