@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from recorders import CaptureSpec
@@ -12,7 +11,6 @@ from tests.small import make_config
 from tracekit import keys
 from tracekit.errors import TraceError
 from tracekit.quantities import ACTION_FRAME, QUANTITIES, quantity_of
-from tracekit.samples import packaged_trace
 from tracekit.store import Trace
 
 PAGE = Path(__file__).parents[2] / "docs" / "trace-format.md"
@@ -87,9 +85,3 @@ def test_the_time_stamps_of_a_step_are_in_order(recordings):
 def test_an_array_that_nobody_described_is_refused():
     with pytest.raises(TraceError, match="'observation/smell' has no unit"):
         quantity_of("observation/smell")
-
-
-def test_traces_without_them_stay_readable():
-    sample = Trace.open(packaged_trace("sample"))
-    episode = sample.episode(sample.episodes[0].id)
-    assert np.isfinite(episode.read(keys.ACTION_EXECUTED)).all()
