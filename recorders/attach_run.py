@@ -145,7 +145,7 @@ class _Run:
                 action = original(*args, **kwargs)
                 wall_ns = time.perf_counter_ns() - start
                 dropped = None if step is None else step.finish()
-                self._finish(np.atleast_2d(np.asarray(action, np.float64)), generators, wall_ns, dropped)
+                self._finish(np.array(action, np.float64, ndmin=2), generators, wall_ns, dropped)
             return action
 
         return predict

@@ -22,7 +22,7 @@ class Handover(Generic[Item]):
     """Calls `write(item)` for every item put, in order, in one thread of its own.
 
     `capacity`: items that may wait. `longest`: how many ever waited, `blocked_ns`: time spent waiting for room,
-    `dropped`: items that found no room.
+    `dropped`: items that found no room, `lost`: items that still waited when `write` raised.
     """
 
     def __init__(self, write: Callable[[Item], None], capacity: int, overflow: Overflow) -> None:
@@ -35,6 +35,7 @@ class Handover(Generic[Item]):
         self.longest = 0
         self.blocked_ns = 0
         self.dropped = 0
+        self.lost = 0
         self._thread = threading.Thread(target=self._run, name="tracekit-writer", daemon=True)
         self._thread.start()
 
@@ -63,6 +64,9 @@ class Handover(Generic[Item]):
     def put(self, item: Item) -> None:
         """Queue an item, for which there is `room`."""
         with self._changed:
+            if self._error is not None:
+                self.lost += 1
+                return
             self._waiting.append(item)
             self.longest = max(self.longest, len(self._waiting))
             self._changed.notify_all()
@@ -113,6 +117,7 @@ class Handover(Generic[Item]):
         except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the user's thread
             with self._changed:
                 self._error = error
+                self.lost = len(self._waiting)
                 self._waiting.clear()
                 self._changed.notify_all()
             return False

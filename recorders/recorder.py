@@ -56,10 +56,11 @@ class Recorder:
         queue_steps: int = 8,
         overflow: Overflow = "block",
     ) -> None:
-        if not 1 <= queue_steps <= MOST_QUEUE_STEPS or overflow not in get_args(Overflow):
+        fits = type(queue_steps) is int and 1 <= queue_steps <= MOST_QUEUE_STEPS
+        if not fits or overflow not in get_args(Overflow):
             raise TraceError(
-                f"queue_steps = {queue_steps}, overflow = {overflow!r}: give 1 to {MOST_QUEUE_STEPS} steps, which wait "
-                f"in memory, and one of {', '.join(get_args(Overflow))}"
+                f"queue_steps = {queue_steps!r}, overflow = {overflow!r}: give 1 to {MOST_QUEUE_STEPS} steps, which "
+                f"wait in memory, and one of {', '.join(get_args(Overflow))}"
             )
         self._path = Path(path)
         self._controller = controller
@@ -85,13 +86,16 @@ class Recorder:
 
     def __enter__(self) -> Self:
         attributes = self._attributes()
-        if self._path.exists():
-            writer = TraceWriter.append(self._path, attributes, match=MATCH_ON_APPEND)
-        else:
-            writer = TraceWriter.create(self._path, attributes)
-        self._writer = writer.__enter__()
         self._options_before = self._controller.options
         self._controller.options = StepOptions(capture=self._capture, encoded="rows")
+        try:
+            if self._path.exists():
+                self._writer = TraceWriter.append(self._path, attributes, match=MATCH_ON_APPEND)
+            else:
+                self._writer = TraceWriter.create(self._path, attributes)
+        except BaseException:
+            self._controller.options = self._options_before
+            raise
         return self
 
     def __exit__(
@@ -99,7 +103,7 @@ class Recorder:
     ) -> None:
         self._controller.options = self._options_before
         if self._writer is not None:
-            self._writer.__exit__(kind, error, trace)
+            self._writer.close()
             self._writer = None
 
     @contextmanager
@@ -121,8 +125,9 @@ class Recorder:
         is no episode. What the disk refuses, or a second Ctrl-C cuts short, is left to `tracekit repair`.
 
         `uid`: what random draws are keyed by; drawn from the system where none is given. `cameras`: models of fixed
-        cameras by view; by default those of the first observation. Raises TraceError if `episode_id` is in the trace
-        already, or another episode is still open: a controller counts the steps of one.
+        cameras by view; by default those of the first observation. Raises TraceError, before the first step, if
+        `episode_id` cannot be a name or is in the trace already, whole or cut off, if an attribute is no plain value,
+        or if another episode is still open: a controller counts the steps of one.
         """
         writer = self._open_writer()
         if self._running is not None:
@@ -130,7 +135,7 @@ class Recorder:
                 f"{self._path}: episode {self._running!r} is still being recorded; end its block before the next one"
             )
         uid = secrets.randbits(64) if uid is None else uid
-        name = episode_id or f"{task}-{seed if seed is not None else f'{uid:016x}'}"
+        name = f"{task}-{f'{uid:016x}' if seed is None else seed}" if episode_id is None else episode_id
         if name in writer.episode_ids:
             raise TraceError(
                 f"{self._path}: episode {name!r} is already there; record another seed or into another trace"
@@ -143,6 +148,7 @@ class Recorder:
             uid=uid,
             attributes=dict(attributes or {}),
         )
+        writer.check_new(info)
         self._controller.reset(uid)
         recording = EpisodeRecording(
             writer, info, self._controller, self._capture, self._reduction, cameras, self._queue_steps, self._overflow

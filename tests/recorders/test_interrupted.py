@@ -19,7 +19,7 @@ from tests.recorders.support import EPISODE, UID, ids, one_episode, record
 from tests.small import make_config
 from tracekit import keys
 from tracekit.engine import Controller
-from tracekit.errors import PolicyError, TraceError
+from tracekit.errors import TraceError
 from tracekit.store import EpisodeWriter, Trace, repair, verify
 
 
@@ -79,7 +79,7 @@ def test_recording_goes_on_after_it(tmp_path, small_policy, observations):
     blind = replace(observations[1], points=None)
     with Recorder(path, controller) as recorder:
         one_episode(recorder, controller, observations[:1], "whole")
-        with pytest.raises(PolicyError, match="point cloud"):
+        with pytest.raises(TraceError, match="point cloud of the observation is missing"):
             one_episode(recorder, controller, [observations[0], blind], "broken")
         with pytest.raises(TraceError, match="'broken' is already there"):
             one_episode(recorder, controller, observations, "broken")

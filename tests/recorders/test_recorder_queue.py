@@ -172,6 +172,7 @@ def test_buffers_may_be_reused_by_the_sensor_and_actions_scaled_by_the_user(tmp_
     controller = Controller(small_policy, make_config())
     images = {view: image.copy() for view, image in observation.images.items()}
     shared = replace(observation, images=images)
+    said, executed = [], []
     with (
         Recorder(tmp_path / "trace", controller) as recording,
         recording.episode("close_box", shared.instruction, episode_id="e") as episode,
@@ -179,15 +180,19 @@ def test_buffers_may_be_reused_by_the_sensor_and_actions_scaled_by_the_user(tmp_
         for _ in range(3):
             with episode.step(shared) as step:
                 action = controller.act(shared)
-                expected = action.copy()
+                said.append(action.copy())
+                action *= 0.5
                 step.action = action
-            action *= 0
-            images["front"] += 1
+                executed.append(action.copy())
+                action *= 0
+                images["front"] += 1  # the robot has moved on, still inside the block
     stored = Trace.open(tmp_path / "trace").episode("e")
     for index in range(3):
         seen = stored.read(keys.image("front"), index)
         np.testing.assert_array_equal(seen, observation.images["front"] + np.uint8(index))
-    np.testing.assert_array_equal(stored.read(keys.ACTION_EXECUTED, 2), expected)
+        np.testing.assert_array_equal(stored.read(keys.ACTION_POLICY, index), said[index])
+        np.testing.assert_array_equal(stored.read(keys.ACTION_EXECUTED, index), executed[index])
+    assert Replay(tmp_path / "trace", policy="small").run(make_config()).summaries[0].matches_recording
 
 
 def test_a_clock_that_goes_backwards_is_counted(tmp_path, small_policy, observation):
@@ -255,7 +260,10 @@ def test_an_observable_that_was_not_recorded_is_named(tmp_path, small_policy, ob
         replay_decisions(path, make_config("sp_vla", fps="pinned"))
 
 
-@pytest.mark.parametrize("options", [{"queue_steps": 0}, {"queue_steps": 1025}, {"overflow": "wait"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"queue_steps": 0}, {"queue_steps": 1025}, {"queue_steps": 1.5}, {"queue_steps": True}, {"overflow": "wait"}],
+)
 def test_a_queue_that_cannot_be_is_refused(tmp_path, small_policy, options):
     with pytest.raises(TraceError, match="give 1 to 1024 steps"):
         Recorder(tmp_path / "trace", Controller(small_policy, make_config()), **options)

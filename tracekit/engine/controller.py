@@ -107,7 +107,8 @@ class Controller:
     def _took(self, result: StepResult, draws: StepDraws | None, observation: Observation) -> StepResult:
         self._moved_m = translation_m(self.policy.action_spec, result.action, observation.state)
         self._step, self.memory, self.last, self.last_draws = self._step + 1, result.memory, result, draws
-        return result
+        # callers may scale the action in place before they execute it; what was said stays in `last`
+        return replace(result, action=result.action.copy())
 
     def act(self, observation: Observation) -> npt.NDArray[np.float64]:
         """(T, A) float64 action of one control step; the whole result stays in `last`."""

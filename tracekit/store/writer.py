@@ -110,25 +110,11 @@ class TraceWriter:
     def episode(self, info: EpisodeInfo, schema: Mapping[str, ArraySpec]) -> EpisodeWriter:
         """Start an episode that stores `schema` (key -> array); use it as a `with` block.
 
-        Raises TraceError, with nothing written, if the id is there already or a name cannot be stored, or if the writer
-        is closed.
+        Raises TraceError, with nothing written, as `check_new`, or if a name in `schema` cannot be stored.
         """
-        if self._process != os.getpid():
-            raise TraceError(
-                f"{self.path}: this writer belongs to process {self._process}, which forked this one; make a trace here"
-            )
-        if self._lock < 0:
-            raise TraceError(f"{self.path}: this writer is closed; make a new one to record more")
-        check_id(info.id)
+        self.check_new(info)
         check_schema(schema)
-        if info.id in self._commits.episodes:
-            raise TraceError(f"{self.path}: episode {info.id!r} is there already; give the new one another id")
-        if steps_log(self.path, info.id).exists() or (running_folder(self.path) / info.id).exists():
-            raise TraceError(
-                f"{self.path}: episode {info.id!r} was started before and not finished; "
-                "run `tracekit repair` on the trace, or give the new one another id"
-            )
-        canonical_json([info.to_json(), [spec.to_json() for spec in schema.values()]])
+        canonical_json([spec.to_json() for spec in schema.values()])
         try:
             episode = EpisodeWriter(self.path, self._commits, info, schema)
         except OSError as error:
@@ -137,6 +123,27 @@ class TraceWriter:
             ) from error
         self._running = [*(other for other in self._running if not other.closed), episode]
         return episode
+
+    def check_new(self, info: EpisodeInfo) -> None:
+        """Raise TraceError unless `episode` would start `info`: its id is free and can be stored, the writer is open.
+
+        Raises TracekitError if an attribute is no plain value.
+        """
+        if self._process != os.getpid():
+            raise TraceError(
+                f"{self.path}: this writer belongs to process {self._process}, which forked this one; make a trace here"
+            )
+        if self._lock < 0:
+            raise TraceError(f"{self.path}: this writer is closed; make a new one to record more")
+        check_id(info.id)
+        if info.id in self._commits.episodes:
+            raise TraceError(f"{self.path}: episode {info.id!r} is there already; give the new one another id")
+        if steps_log(self.path, info.id).exists() or (running_folder(self.path) / info.id).exists():
+            raise TraceError(
+                f"{self.path}: episode {info.id!r} was started before and not finished; "
+                "run `tracekit repair` on the trace, or give the new one another id"
+            )
+        canonical_json(info.to_json())
 
     def close(self) -> None:
         """Let the next writer in. Closing twice is fine.
