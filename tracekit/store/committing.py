@@ -99,7 +99,7 @@ def finish_moves(root: Path, journal: Journal) -> None:
     for episode in journal.episodes():
         if (running_folder(root) / episode / "zarr.json").is_file():
             move_into_place(root, episode)
-        files.remove_file(steps_log(root, episode))
+        _remove_log(root, episode)
 
 
 def set_aside(root: Path, path: Path, name: str) -> Path:
@@ -135,7 +135,13 @@ def move_into_place(root: Path, episode: str) -> None:
     files.rename(running_folder(root) / episode, target)
     files.sync_folder(episodes_folder(root))
     files.sync_folder(running_folder(root))
-    files.remove_file(steps_log(root, episode))
+    _remove_log(root, episode)
+
+
+def _remove_log(root: Path, episode: str) -> None:
+    """Remove the step log of an episode; a folder of that name is another episode's, begun when ids might end so."""
+    if steps_log(root, episode).is_file():
+        files.remove_file(steps_log(root, episode))
 
 
 def _write(path: Path, data: bytes) -> None:

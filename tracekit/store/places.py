@@ -24,6 +24,7 @@ __all__ = [
     "manifest_file",
     "manifests_folder",
     "refuse_inside_store",
+    "running_episodes",
     "running_folder",
     "set_aside_folder",
     "steps_log",
@@ -58,6 +59,13 @@ def episodes_folder(root: Path) -> Path:
 def running_folder(root: Path) -> Path:
     """Where episodes are until they are committed."""
     return root / "journal" / "running"
+
+
+def running_episodes(root: Path) -> set[str]:
+    """Ids of the episodes of which a folder or a step log is in the running folder."""
+    entries = list(running_folder(root).glob("*"))
+    logs = {entry.stem for entry in entries if entry.suffix == ".jsonl" and entry.is_file()}
+    return logs | {entry.name for entry in entries if entry.is_dir()}
 
 
 def steps_log(root: Path, episode: str) -> Path:

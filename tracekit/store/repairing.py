@@ -31,6 +31,7 @@ from tracekit.store.places import (
     commits_file,
     episodes_folder,
     manifests_folder,
+    running_episodes,
     running_folder,
 )
 from tracekit.store.salvage import salvage_cut_off
@@ -84,7 +85,7 @@ def _repair(root: Path) -> Iterator[str]:
         yield from _mend_root(root, journal)
         for record in journal.episodes().values():
             yield from mend_episode(root, commits, record)
-        for name in _running(root):
+        for name in sorted(running_episodes(root)):
             yield _adopt(root, commits, name) or salvage_cut_off(root, commits, name)
         for folder in sorted(episodes_folder(root).glob("*/")):
             if folder.name not in commits.episodes:
@@ -165,11 +166,6 @@ def _clear_manifests(root: Path) -> None:
     for path in manifests_folder(root).iterdir():
         if path.name not in named:
             set_aside(root, path, path.name)
-
-
-def _running(root: Path) -> list[str]:
-    folders = {path.name for path in running_folder(root).glob("*/")}
-    return sorted(folders | {path.stem for path in running_folder(root).glob("*.jsonl")})
 
 
 def _flat_name(root: Path, path: Path) -> str:

@@ -13,7 +13,17 @@ import numpy.typing as npt
 
 from tracekit.errors import TraceError
 
-__all__ = ["CODECS", "STREAMS", "ArraySpec", "EpisodeInfo", "check_id", "check_schema", "rows_axis", "stream_of"]
+__all__ = [
+    "CODECS",
+    "STREAMS",
+    "ArraySpec",
+    "EpisodeInfo",
+    "check_id",
+    "check_new_id",
+    "check_schema",
+    "rows_axis",
+    "stream_of",
+]
 
 CODECS: Mapping[str, int] = {"zstd": 3, "zstd1": 1}
 """Codec name -> Zstandard level, as measured on recordings: 1 for images, depth and segmentation (3 is slower and no
@@ -150,6 +160,13 @@ def check_id(name: str) -> None:
     """Refuse (TraceError) an episode id or key segment that is no portable, unreserved folder name."""
     if not _ID.fullmatch(name) or name in {".", "..", "zarr.json"} or name.startswith("__"):
         raise TraceError(f"{name!r} cannot be a name in a trace; use 1 to 200 of the characters A-Z a-z 0-9 . _ -")
+
+
+def check_new_id(name: str) -> None:
+    """Refuse (TraceError) what `check_id` does, and an id that would be taken for the step log of another episode."""
+    check_id(name)
+    if name.endswith(".jsonl"):
+        raise TraceError(f"{name!r} cannot be the id of an episode: step logs end in .jsonl; leave the ending out")
 
 
 def check_schema(schema: Mapping[str, ArraySpec]) -> None:

@@ -18,7 +18,7 @@ from tracekit.store.places import (
     episodes_folder,
     manifest_file,
     manifests_folder,
-    running_folder,
+    running_episodes,
     set_aside_folder,
 )
 from tracekit.store.reader import folder_of
@@ -95,9 +95,7 @@ def _verify(root: Path) -> Report:
         nbytes += record["manifest"]["size"] + sum(listed.nbytes for listed in manifest.files.values())
     unknown = sorted(folders - records.keys())
     problems += [Problem(f"episodes/{episode}", "is not in the journal", episode) for episode in unknown]
-    running = sorted(entry.name for entry in running_folder(root).glob("*/") if entry.name not in records)
-    logs = sorted(entry.stem for entry in running_folder(root).glob("*.jsonl") if entry.stem not in records)
-    for episode in sorted({*running, *logs}):
+    for episode in sorted(running_episodes(root) - records.keys()):
         if writing:
             notes.append(f"episode {episode!r} is being written")
         else:

@@ -17,8 +17,15 @@ from tracekit.store.episode_writer import EpisodeWriter
 from tracekit.store.identity import TRACE_FORMAT, VERSION, check_identity, open_journal
 from tracekit.store.journal import Commits, read_journal
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
-from tracekit.store.places import commits_file, episodes_folder, refuse_inside_store, running_folder, steps_log
-from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_schema
+from tracekit.store.places import (
+    commits_file,
+    episodes_folder,
+    manifests_folder,
+    refuse_inside_store,
+    running_folder,
+    steps_log,
+)
+from tracekit.store.schema import ArraySpec, EpisodeInfo, check_new_id, check_schema
 from tracekit.store.sealed import seal
 
 __all__ = ["TraceWriter", "head_record", "root_files"]
@@ -92,7 +99,8 @@ class TraceWriter:
         held = lock.acquire(root)
         try:
             journal = open_journal(root, format)
-            files.make_folder(running_folder(root))  # empty folders get lost when a store is copied by some tools
+            for folder in (running_folder(root), manifests_folder(root)):  # some tools do not copy empty folders
+                files.make_folder(folder)
             finish_moves(root, journal)
             return cls(root, head["attributes"], held, Commits(root, journal))
         except OSError as error:
@@ -135,7 +143,7 @@ class TraceWriter:
             )
         if self._lock < 0:
             raise TraceError(f"{self.path}: this writer is closed; make a new one to record more")
-        check_id(info.id)
+        check_new_id(info.id)
         if info.id in self._commits.episodes:
             raise TraceError(f"{self.path}: episode {info.id!r} is there already; give the new one another id")
         if steps_log(self.path, info.id).exists() or (running_folder(self.path) / info.id).exists():
@@ -187,7 +195,7 @@ def root_files(attributes: Mapping[str, Any], name: str, version: str = VERSION)
 def _lay_out(root: Path, contents: Mapping[str, bytes], head: bytes) -> int:
     """Write an empty store to the folder `root`, all of it on the disk; returns the writer's lock."""
     files.remove_tree(root)
-    for folder in (root, episodes_folder(root), root / "journal", running_folder(root), root / "journal" / "manifests"):
+    for folder in (root, episodes_folder(root), root / "journal", running_folder(root), manifests_folder(root)):
         files.make_folder(folder)
     for path, data in {**{root / name: data for name, data in contents.items()}, commits_file(root): head}.items():
         files.replace(path, data)
