@@ -42,7 +42,8 @@ class Pruned:
 def prune_store(path: str | Path, keys: Sequence[str], *, dry_run: bool = False) -> Pruned:
     """Delete the optional arrays and streams whose keys match one of `keys` (names, or patterns such as `hidden/*`).
 
-    They leave every episode; readers see one with them or without them, never half. Arrays that every step has (not
+    They leave every episode; readers see one with them or without them, never half: who opened it before and asks for
+    one of them afterwards gets a TraceError that says so. Arrays that every step has (not
     `ArraySpec.optional`) stay, since nothing could replay the trace without them. With `dry_run`, only says what would
     go. Raises TraceError, with nothing deleted, if `path` is no store, if its metadata are damaged, if a writer is at
     work on it, if nothing that may go matches, or if one of `keys` is the name of an array that may not.
@@ -143,7 +144,10 @@ def _forget_manifests(root: Path, record: Mapping[str, Any]) -> None:
 
 
 def sweep(root: Path, manifest: Manifest, remove: Callable[[Path], object]) -> bool:
-    """`remove` the folders of dropped arrays, and of groups that lost their last one; whether anything was there."""
+    """`remove` the folders of dropped arrays, and of groups that lost their last one; whether anything was there.
+
+    What is reached by a symbolic link only stays.
+    """
     folder = episodes_folder(root) / manifest.info.id
     about = manifest.documents()["zarr.json"]
     stale = not (folder / "zarr.json").is_file() or (folder / "zarr.json").read_bytes() != about
@@ -151,7 +155,9 @@ def sweep(root: Path, manifest: Manifest, remove: Callable[[Path], object]) -> b
         files.replace(folder / "zarr.json", about)
     kept = {parent for path in manifest.files for parent in Path(path).parents}
     gone = {next(p for p in (*reversed(Path(key).parents), Path(key)) if p not in kept) for key in manifest.dropped}
-    left = [folder / path for path in gone if (folder / path).exists()]
+    home = root.resolve()
+    there = [path for path in map(folder.joinpath, gone) if path.exists()]
+    left = [path for path in there if path.resolve() == home / path.relative_to(root)]
     for path in left:
         remove(path)
     return stale or bool(left)

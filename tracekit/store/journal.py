@@ -8,17 +8,22 @@ damaged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracekit.errors import TraceError
 from tracekit.store import files
 from tracekit.store.places import commits_file
+from tracekit.store.schema import check_id
 from tracekit.store.sealed import seal, unseal
 
-__all__ = ["Commits", "Journal", "read_journal"]
+__all__ = ["Commits", "Journal", "newest_record", "read_journal"]
+
+_MANIFEST = re.compile(r"[A-Za-z0-9._-]+@[0-9]+\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ def read_journal(root: Path) -> Journal:
     """The journal of the store at `root`; raises FileNotFoundError if there is none."""
     data = commits_file(root).read_bytes()
     *lines, rest = data.split(b"\n")
-    found = [unseal(line + b"\n") for line in lines]
+    found = [_record(line + b"\n") for line in lines]
     torn = len(rest)
     if found and found[-1] is None:  # a power cut can leave the end of a line without its middle
         torn += len(lines.pop()) + 1
@@ -64,6 +69,27 @@ def read_journal(root: Path) -> Journal:
     if not bad:
         bad = [number for number, record in enumerate(records, 1) if record["seq"] != number - 1][:1]
     return Journal(records, tuple(bad), len(data) - torn, torn)
+
+
+def newest_record(root: Path, episode: str) -> dict[str, Any] | None:
+    """The record of `episode` as the journal is now, None if it has none or cannot be read."""
+    try:
+        return read_journal(root).episodes().get(episode)
+    except OSError:
+        return None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None if it is damaged, or names what could not be in this store."""
+    record = unseal(line)
+    try:
+        if record is not None and record["kind"] == "episode":
+            check_id(record["info"]["id"])
+            if not _MANIFEST.fullmatch(record["manifest"]["name"]):
+                return None
+        return record if record is not None and type(record["seq"]) is int else None
+    except (KeyError, TypeError, TraceError):
+        return None
 
 
 class Commits:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from tracekit.digest import digest_json
+from tracekit.errors import TraceError
 from tracekit.store.checksums import Checksum, checksum_of, checksums_from_json, checksums_to_json
 from tracekit.store.metadata import ArrayDocument, array_document, group_document
-from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
-from tracekit.store.sealed import seal
+from tracekit.store.schema import ArraySpec, EpisodeInfo, check_id, check_key, rows_axis
+from tracekit.store.sealed import seal, unseal
 from tracekit.store.shards import CRC_BYTES
 from tracekit.store.tables import stored_arrays, tables_of
 
@@ -88,8 +89,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `seal`, after unsealing; also takes the attributes of an episode's group, which say less."""
-        return cls(
+        """Inverse of `seal`, after unsealing; also takes the attributes of an episode's group, which say less.
+
+        Raises TraceError for a name that would lead out of the episode's folder, and AttributeError, KeyError,
+        TypeError or ValueError for what is no manifest.
+        """
+        found = cls(
             EpisodeInfo.from_json(data.get("info", data)),
             {key: ArraySpec.from_json(spec) for key, spec in data["arrays"]},
             data["rows"],
@@ -98,6 +103,21 @@ class Manifest:
             tuple(data["dropped"]),
             data.get("seq", 0),
         )
+        check_id(found.info.id)
+        for key in (*found.schema, *found.rows, *found.chunks, *found.dropped):
+            check_key(key)
+        for path in found.files:
+            check_key(path.replace("zarr.json", "metadata"))
+        return found
+
+    @classmethod
+    def unsealed(cls, data: bytes) -> Self | None:
+        """The manifest whose file holds `data`; None if that is damaged, or not what a store writes."""
+        said = unseal(data)
+        try:
+            return None if said is None else cls.from_json(said)
+        except (AttributeError, KeyError, TypeError, ValueError, TraceError):
+            return None
 
     @staticmethod
     def checksum_in(record: Mapping[str, Any]) -> Checksum:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,11 @@ from tracekit.errors import TraceError
 from tracekit.store import lock
 from tracekit.store.checksums import Checksum, checksum_of, summed
 from tracekit.store.identity import TRACE_FORMAT, check_identity, open_journal
+from tracekit.store.journal import newest_record
 from tracekit.store.manifest import Manifest
 from tracekit.store.metadata import shard_name
 from tracekit.store.places import episodes_folder, manifest_file, running_folder
 from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
-from tracekit.store.sealed import unseal
 from tracekit.store.shards import ShardReader
 
 __all__ = ["Episode", "Trace", "folder_of"]
@@ -76,12 +77,25 @@ class Trace:
         return self.episode(name).files_digest() if strong is None else strong
 
     def episode(self, name: str) -> Episode:
-        """The episode whose id is `name`; raises TraceError if there is none or its manifest is damaged."""
+        """The episode whose id is `name`, as it is now if the store was pruned since it was opened.
+
+        Raises TraceError if there is none, or if its manifest is damaged.
+        """
         if name not in self._records:
             near = get_close_matches(name, self._records, 3) or list(self._records)[:3]
             others = f"it has {len(self._records)}, such as {', '.join(near)}" if near else "it has none"
             raise TraceError(f"{self.path}: no episode {name!r}; {others}")
-        return Episode(self.path, self._records[name])
+        record = self._records[name]
+        while True:
+            try:
+                return Episode(self.path, record)
+            except TraceError:
+                newest = newest_record(self.path, name)
+                if newest is None or newest == record:
+                    raise
+                if _without_size(newest) != _without_size(record):
+                    raise _changed(self.path) from None
+                record = newest
 
 
 class Episode:
@@ -91,11 +105,12 @@ class Episode:
         """Use `Trace.episode`."""
         self.info = EpisodeInfo.from_json(record["info"])
         self._root = root
+        self._record = record
         path = manifest_file(root, record["manifest"]["name"])
-        manifest = unseal(_checked(path, Manifest.checksum_in(record)))
-        if manifest is None:
+        manifest = Manifest.unsealed(_checked(path, Manifest.checksum_in(record)))
+        if manifest is None or manifest.info.id != self.info.id:
             raise _damaged(path, "is damaged")
-        self._manifest = Manifest.from_json(manifest)
+        self._manifest = manifest
         self._places = self._manifest.places()
         self._arrays = self._manifest.arrays()
         self._folder = folder_of(root, self.info.id)
@@ -151,6 +166,7 @@ class Episode:
         try:
             found = {name: summed(self._folder / name).result().sha256 for name in self._manifest.files}
         except OSError as error:
+            self._check_unchanged()
             raise _damaged(Path(error.filename), f"cannot be read ({error.strerror})") from error
         return digest_json(found)
 
@@ -163,15 +179,26 @@ class Episode:
         present = shard.present[rows]
         if present.all():
             out = np.empty((len(rows), *spec.shape), spec.storage)
-            shard.read(rows, out)
+            self._read_shard(shard, rows, out)
             return out
         if step is not None:
             raise TraceError(f"{self._root}: step {step} of episode {self.info.id!r} has no {name!r}; see present()")
         found = np.empty((int(present.sum()), *spec.shape), spec.storage)
-        shard.read(rows[present], found)
+        self._read_shard(shard, rows[present], found)
         out = np.full((len(rows), *spec.shape), spec.fill, spec.storage)
         out[present] = found
         return out
+
+    def _read_shard(self, shard: ShardReader, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+        try:
+            shard.read(rows, out)
+        except TraceError:
+            self._check_unchanged()
+            raise
+
+    def _check_unchanged(self) -> None:
+        if newest_record(self._root, self.info.id) not in (None, self._record):
+            raise _changed(self._root)
 
     def _place(self, key: str) -> tuple[str, int | None]:
         if key not in self._places:
@@ -221,6 +248,15 @@ def _checked(path: Path, listed: Checksum) -> bytes:
     if not listed.fits(checksum_of(data)):
         raise _damaged(path, "is damaged")
     return data
+
+
+def _without_size(record: Mapping[str, Any]) -> EpisodeInfo:
+    """What a journal line says of its episode and pruning leaves as it is."""
+    return replace(EpisodeInfo.from_json(record["info"]), nbytes=0)
+
+
+def _changed(root: Path) -> TraceError:
+    return TraceError(f"{root}: the store was pruned meanwhile, or repaired; open it again")
 
 
 def _damaged(path: Path, what: str) -> TraceError:

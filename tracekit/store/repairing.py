@@ -35,7 +35,7 @@ from tracekit.store.places import (
     running_folder,
 )
 from tracekit.store.salvage import salvage_cut_off
-from tracekit.store.sealed import seal, unseal
+from tracekit.store.sealed import seal
 from tracekit.store.verifying import damaged_files, load_manifest
 from tracekit.store.writer import head_record, root_files
 
@@ -130,9 +130,8 @@ def _whole_manifests(root: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
     found = []
     for path in manifests_folder(root).glob("*.json"):
         data = path.read_bytes() if path.is_file() else b""
-        content = unseal(data)
-        if content is not None:
-            manifest = Manifest.from_json(content)
+        manifest = Manifest.unsealed(data)
+        if manifest is not None:
             found.append((manifest, episode_record(manifest, path.name, data)))
     yield from sorted(found, key=lambda pair: pair[0].seq)
 

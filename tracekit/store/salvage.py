@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tracekit.errors import TraceError
 from tracekit.store import files
 from tracekit.store.committing import Shard, commit, set_aside, set_copy_aside
 from tracekit.store.journal import Commits
 from tracekit.store.metadata import shard_name
 from tracekit.store.places import running_folder, steps_log
-from tracekit.store.schema import STREAMS, ArraySpec, EpisodeInfo, stream_of
+from tracekit.store.schema import STREAMS, ArraySpec, EpisodeInfo, check_schema, stream_of
 from tracekit.store.sealed import unseal
 from tracekit.store.shards import CRC_BYTES, cut_shard, index_bytes, leading_good
 from tracekit.store.tables import stored_arrays
@@ -64,7 +65,10 @@ def keep_good_steps(
 def salvage_cut_off(root: Path, commits: Commits, episode: str) -> str:
     """Commit the good steps of an episode that was never finished, or set it aside; says which. Raises OSError."""
     folder, log = running_folder(root) / episode, steps_log(root, episode)
-    header, sizes = _read_log(log)
+    try:
+        header, sizes = _read_log(log)
+    except (AttributeError, KeyError, TypeError, ValueError, TraceError):  # whole, but not what a writer logs
+        header, sizes = None, {}
     if header is not None and folder.is_dir():
         info = EpisodeInfo.from_json(header["info"])
         schema = {key: ArraySpec.from_json(spec) for key, spec in header["schema"]}
@@ -81,9 +85,11 @@ def _read_log(log: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
     """The header of a step log (None if it is lost) and, for each array, the chunk sizes of all logged steps."""
     lines = log.read_bytes().splitlines(keepends=True) if log.is_file() else []
     header = unseal(lines[0]) if lines else None
-    if header is None:
+    if header is None or header["info"]["id"] != log.stem:
         return None, {}
-    specs = stored_arrays({key: ArraySpec.from_json(spec) for key, spec in header["schema"]})
+    schema = {key: ArraySpec.from_json(spec) for key, spec in header["schema"]}
+    check_schema(schema)
+    specs = stored_arrays(schema)
     sizes: dict[str, list[int]] = {name: [] for name in specs}
     of_steps = [name for name in specs if stream_of(name) is None]
     for line in lines[1:]:

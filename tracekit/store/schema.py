@@ -19,6 +19,7 @@ __all__ = [
     "ArraySpec",
     "EpisodeInfo",
     "check_id",
+    "check_key",
     "check_new_id",
     "check_schema",
     "rows_axis",
@@ -158,8 +159,19 @@ _INFO_FIELDS = tuple(EpisodeInfo.__dataclass_fields__)
 
 def check_id(name: str) -> None:
     """Refuse (TraceError) an episode id or key segment that is no portable, unreserved folder name."""
-    if not _ID.fullmatch(name) or name in {".", "..", "zarr.json"} or name.startswith("__"):
+    if (
+        not isinstance(name, str)
+        or not _ID.fullmatch(name)
+        or name in {".", "..", "zarr.json"}
+        or name.startswith("__")
+    ):
         raise TraceError(f"{name!r} cannot be a name in a trace; use 1 to 200 of the characters A-Z a-z 0-9 . _ -")
+
+
+def check_key(key: str) -> None:
+    """Refuse (TraceError) a key that is no path of plain names."""
+    for segment in key.split("/"):
+        check_id(segment)
 
 
 def check_new_id(name: str) -> None:
@@ -173,8 +185,7 @@ def check_schema(schema: Mapping[str, ArraySpec]) -> None:
     """Refuse (TraceError) keys that are no paths of plain names, that nest in each other, or streams without a pair."""
     taken: set[str] = set()
     for key in schema:
-        for segment in key.split("/"):
-            check_id(segment)
+        check_key(key)
         if key.split("/")[0] == "scalars":
             raise TraceError(f"key {key!r}: `scalars/` is where the store keeps its tables; choose another name")
         taken.update(_parents(key))

@@ -31,5 +31,8 @@ def unseal(line: bytes) -> dict[str, Any] | None:
     """The record of a sealed line, or None if a single bit of it is not as it was written."""
     if not line.endswith(b"}\n") or line[:_BODY] != b'%s%08x",' % (_HEAD, google_crc32c.value(line[_BODY:-1])):
         return None
-    record: dict[str, Any] = json.loads(b"{" + line[_BODY:])
+    try:
+        record: dict[str, Any] = json.loads(b"{" + line[_BODY:])
+    except ValueError:  # a checksum that holds, of what nobody wrote
+        return None
     return record

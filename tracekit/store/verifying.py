@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from tracekit.errors import TraceError
 from tracekit.store import lock
 from tracekit.store.checksums import Checksum, checksum_of, checksums_from_json, summed
 from tracekit.store.identity import check_readable
-from tracekit.store.journal import Journal, read_journal
+from tracekit.store.journal import Journal, newest_record, read_journal
 from tracekit.store.manifest import Manifest
 from tracekit.store.places import (
     commits_file,
@@ -22,9 +24,11 @@ from tracekit.store.places import (
     set_aside_folder,
 )
 from tracekit.store.reader import folder_of
-from tracekit.store.sealed import unseal
 
 __all__ = ["Problem", "Report", "damaged_files", "load_manifest", "verify"]
+
+_LOST = "is damaged or missing"
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ def verify(path: str | Path) -> Report:
     cannot read.
     """
     root = Path(path)
-    check_readable(root)
     try:
+        check_readable(root)
         return _verify(root)
     except OSError as error:
         raise TraceError(f"{root}: cannot be read: {error.strerror}; check the disk and its rights") from error
@@ -76,26 +80,27 @@ def _verify(root: Path) -> Report:
     writing = lock.is_held(root)
     folders = {entry.name for entry in episodes_folder(root).glob("*/")} if episodes_folder(root).is_dir() else set()
     journal = read_journal(root) if commits_file(root).is_file() else Journal((), (1,), 0, 0)
+    writing = writing or lock.is_held(root)  # one that began meanwhile
     problems = [*_journal_problems(journal, writing), *_root_problems(root, journal)]
     notes = []
     legacy = 0
     count, nbytes = 1, journal.size
     records = journal.episodes()
-    for episode, record in records.items():
-        manifest = load_manifest(root, record)
+    for episode in list(records):
+        record, manifest, found = _checked(root, records[episode])
+        records[episode] = record
+        problems += found
         if manifest is None:
-            name = record["manifest"]["name"]
-            problems.append(Problem(f"journal/manifests/{name}", "is damaged or missing", episode))
             continue
-        folder = folder_of(root, episode)
-        problems += damaged_files(root, folder, manifest.files, episode)
-        notes += _surplus(root, folder, manifest)
+        notes += _surplus(root, folder_of(root, episode), manifest)
         legacy += manifest.legacy
         count += 1 + len(manifest.files)
         nbytes += record["manifest"]["size"] + sum(listed.nbytes for listed in manifest.files.values())
     unknown = sorted(folders - records.keys())
     problems += [Problem(f"episodes/{episode}", "is not in the journal", episode) for episode in unknown]
-    for episode in sorted(running_episodes(root) - records.keys()):
+    started = sorted(running_episodes(root) - records.keys())
+    writing = writing or lock.is_held(root)
+    for episode in started:
         if writing:
             notes.append(f"episode {episode!r} is being written")
         else:
@@ -112,29 +117,63 @@ def _verify(root: Path) -> Report:
     return Report(str(root), len(records), count, nbytes, tuple(problems), tuple(notes))
 
 
+def _checked(root: Path, record: dict[str, Any]) -> tuple[dict[str, Any], Manifest | None, list[Problem]]:
+    """The record of an episode, its manifest and what is wrong with it.
+
+    A pruning or a repair that goes on meanwhile commits the episode anew and then takes its old files away, or puts new
+    ones in their places: what seems wrong is looked at again, by the record that holds then.
+    """
+    episode = record["info"]["id"]
+    manifest = load_manifest(root, record)
+    listed = {} if manifest is None else manifest.files
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        writing = lock.is_held(root)
+        folder = folder_of(root, episode)
+        found = {name: p for name in listed for p in damaged_files(root, folder, {name: listed[name]}, episode)}
+        if manifest is not None and not found:
+            return record, manifest, []
+        newest = newest_record(root, episode)
+        if newest is not None and newest != record:
+            return _checked(root, newest)
+        if manifest is None:
+            return record, None, [Problem(f"journal/manifests/{record['manifest']['name']}", _LOST, episode)]
+        if not writing or time.monotonic() > until:
+            return record, manifest, list(found.values())
+        listed = {name: listed[name] for name in found}
+        time.sleep(0.01)
+
+
 def load_manifest(root: Path, record: Mapping[str, Any]) -> Manifest | None:
     """The manifest that a journal line names, or None if it is not exactly what was committed."""
     path = manifest_file(root, record["manifest"]["name"])
-    if not path.is_file():
+    try:
+        data = path.read_bytes() if path.is_file() else b""
+    except FileNotFoundError:  # taken away this very moment
         return None
-    data = path.read_bytes()
-    found = unseal(data)
-    if found is None or not Manifest.checksum_in(record).fits(checksum_of(data)):
-        return None
-    return Manifest.from_json(found)
+    found = Manifest.unsealed(data)
+    whole = Manifest.checksum_in(record).fits(checksum_of(data))
+    return found if found is not None and whole and found.info.id == record["info"]["id"] else None
 
 
 def damaged_files(root: Path, folder: Path, listed: Mapping[str, Checksum], episode: str | None) -> Iterator[Problem]:
     """Every file of `listed` (path in `folder` -> checksum) that is not as listed."""
     for name, checksum in listed.items():
-        path = folder / name
-        shown = str(path.relative_to(root))
+        what = _damage(folder / name, checksum)
+        if what:
+            yield Problem(str((folder / name).relative_to(root)), what, episode)
+
+
+def _damage(path: Path, checksum: Checksum) -> str:
+    try:
         if not path.is_file():
-            yield Problem(shown, "is missing", episode)
-        elif path.stat().st_size != checksum.nbytes:
-            yield Problem(shown, f"has {path.stat().st_size} bytes instead of {checksum.nbytes}", episode)
-        elif not checksum.fits(summed(path).result()):
-            yield Problem(shown, "has other contents than were written", episode)
+            return "is missing"
+        size = path.stat().st_size
+        if size != checksum.nbytes:
+            return f"has {size} bytes instead of {checksum.nbytes}"
+        return "" if checksum.fits(summed(path).result()) else "has other contents than were written"
+    except FileNotFoundError:  # taken away this very moment
+        return "is missing"
 
 
 def _journal_problems(journal: Journal, writing: bool) -> Iterator[Problem]:
@@ -168,6 +207,6 @@ def _unknown(root: Path, records: Iterable[Mapping[str, Any]]) -> list[Path]:
 def _surplus(root: Path, folder: Path, manifest: Manifest) -> list[str]:
     if not folder.is_dir():
         return []
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = {str(Path(base, name).relative_to(folder)) for base, _, names in os.walk(folder) for name in names}
     surplus = sorted(found - manifest.files.keys())
     return [f"{(folder / name).relative_to(root)} is no part of the episode" for name in surplus]
