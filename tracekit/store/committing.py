@@ -7,6 +7,8 @@ writer catches up on a move that a crash prevented.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +39,10 @@ __all__ = [
     "set_aside",
     "set_copy_aside",
 ]
+
+
+_LONGEST_NAME = 206
+"""Bytes: an id and `.jsonl`. File systems take 255, and numbers and `.tmp` come behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,10 @@ def finish_moves(root: Path, journal: Journal) -> None:
 
 
 def set_aside(root: Path, path: Path, name: str) -> Path:
-    """Move `path` to the set-aside folder, under `name` or, where that is taken, `name` and a number."""
+    """Move `path` to the set-aside folder, under `name` or, where that is taken, `name` and a number.
+
+    The end of a name that is too long for a file becomes a digest.
+    """
     target = _free_place(root, name)
     files.rename(path, target)
     files.sync_folder(target.parent)
@@ -120,6 +129,9 @@ def set_copy_aside(root: Path, data: bytes, name: str) -> None:
 def _free_place(root: Path, name: str) -> Path:
     folder = set_aside_folder(root)
     files.make_folder(folder)
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST_NAME:
+        name = f"{os.fsdecode(encoded[:_LONGEST_NAME])}-{hashlib.sha256(encoded).hexdigest()[:16]}"
     target, number = folder / name, 1
     while target.exists():
         number += 1

@@ -14,7 +14,7 @@ from tracekit.store.committing import commit_manifest, finish_moves
 from tracekit.store.identity import check_readable
 from tracekit.store.journal import Commits, read_journal
 from tracekit.store.manifest import Manifest
-from tracekit.store.places import episodes_folder, manifests_folder
+from tracekit.store.places import commits_file, episodes_folder, manifests_folder
 from tracekit.store.schema import stream_of
 from tracekit.store.verifying import load_manifest
 
@@ -46,17 +46,24 @@ def prune_store(path: str | Path, keys: Sequence[str], *, dry_run: bool = False)
     one of them afterwards gets a TraceError that says so. Arrays that every step has (not
     `ArraySpec.optional`) stay, since nothing could replay the trace without them. With `dry_run`, only says what would
     go. Raises TraceError, with nothing deleted, if `path` is no store, if its metadata are damaged, if a writer is at
-    work on it, if nothing that may go matches, or if one of `keys` is the name of an array that may not.
+    work on it, if nothing that may go matches, or if one of `keys` is the name of an array that may not; and wherever
+    the disk refuses.
     """
     root = Path(path)
-    check_readable(root, writing=True)
-    held = lock.acquire(root)
     try:
-        return _prune(root, keys, dry_run=dry_run)
+        check_readable(root, writing=True)
+        if not commits_file(root).is_file():
+            raise TraceError(f"{root}: its journal is lost; run `tracekit repair` before pruning")
+        held = lock.acquire(root)
+        try:
+            return _prune(root, keys, dry_run=dry_run)
+        finally:
+            lock.release(held)
     except OSError as error:
-        raise TraceError(f"{root}: pruning was stopped: {error.strerror}; prune again to go on") from error
-    finally:
-        lock.release(held)
+        raise TraceError(
+            f"{error.filename or root}: pruning was stopped: {error.strerror}; mend the cause, or run "
+            "`tracekit repair` on the trace, and prune again to go on"
+        ) from error
 
 
 def _prune(root: Path, patterns: Sequence[str], *, dry_run: bool) -> Pruned:
@@ -65,7 +72,8 @@ def _prune(root: Path, patterns: Sequence[str], *, dry_run: bool) -> Pruned:
     manifests = [m for record in records.values() if (m := load_manifest(root, record)) is not None]
     if journal.head is None or journal.bad_lines or len(manifests) < len(records):
         raise TraceError(f"{root}: its journal or a manifest is damaged; run `tracekit repair` before pruning")
-    finish_moves(root, journal)
+    if not dry_run:
+        finish_moves(root, journal)
     matching = {manifest.info.id: _matching(manifest, patterns) for manifest in manifests}
     going = {episode: keys for episode, (keys, _) in matching.items()}
     kept = sorted({key for _, needed in matching.values() for key in needed})

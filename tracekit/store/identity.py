@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tracekit.errors import TraceError
+from tracekit.digest import canonical_json
+from tracekit.errors import TraceError, TracekitError
 from tracekit.store.journal import Journal, read_journal
 from tracekit.store.places import commits_file, episodes_folder, manifests_folder
 
@@ -56,11 +57,17 @@ def check_readable(root: Path, *, writing: bool = False) -> None:
 
 
 def root_attributes(root: Path) -> dict[str, Any]:
-    """The root group's attributes as any zarr reader would see them, empty if they cannot be read."""
+    """The attributes of a group as any zarr reader would see them, empty if they cannot be read or written again.
+
+    NaN and infinities, which JSON has not, are read as None.
+    """
     try:
-        return dict(json.loads((root / "zarr.json").read_bytes())["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        said = json.loads((root / "zarr.json").read_bytes(), parse_constant=lambda _: None)
+        attributes = dict(said["attributes"])
+        canonical_json(attributes)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, TracekitError):
         return {}
+    return attributes
 
 
 def open_journal(root: Path, expected: str) -> Journal:

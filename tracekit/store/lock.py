@@ -66,7 +66,7 @@ def is_held(root: Path) -> bool:
     """Whether some process is writing to the store now."""
     try:
         descriptor = os.open(lock_file(root), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,11 @@ def mend_episode(root: Path, commits: Commits, record: Mapping[str, Any]) -> Ite
     episode = record["info"]["id"]
     folder = episodes_folder(root) / episode
     manifest = load_manifest(root, record)
+    places = {folder} if manifest is None else {folder / p for path in manifest.files for p in Path(path).parents}
+    for place in sorted(places):
+        if os.path.lexists(place) and not place.is_dir():
+            set_aside(root, place, _flat_name(root, place))
+            yield f"{place.relative_to(root)}: was no folder; set aside"
     if manifest is None:
         manifest = _rebuilt_manifest(folder, record)
         if manifest is None:

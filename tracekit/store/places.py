@@ -62,10 +62,9 @@ def running_folder(root: Path) -> Path:
 
 
 def running_episodes(root: Path) -> set[str]:
-    """Ids of the episodes of which a folder or a step log is in the running folder."""
-    entries = list(running_folder(root).glob("*"))
-    logs = {entry.stem for entry in entries if entry.suffix == ".jsonl" and entry.is_file()}
-    return logs | {entry.name for entry in entries if entry.is_dir()}
+    """Ids of the episodes of which a folder, or what stands in its place, or a step log is in the running folder."""
+    entries = running_folder(root).glob("*")
+    return {entry.stem if entry.suffix == ".jsonl" and entry.is_file() else entry.name for entry in entries}
 
 
 def steps_log(root: Path, episode: str) -> Path:

@@ -7,6 +7,7 @@ cut off, or whose data are damaged, is kept up to its last good step and marked 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ from tracekit.store.mending import adopt_by_chunks, mend_episode, write_anew
 from tracekit.store.places import (
     commits_file,
     episodes_folder,
+    lock_file,
     manifests_folder,
     running_episodes,
     running_folder,
+    set_aside_folder,
 )
 from tracekit.store.salvage import salvage_cut_off
 from tracekit.store.sealed import seal
@@ -60,13 +63,13 @@ def repair(path: str | Path) -> Repair:
     Raises TraceError if `path` is no store, if a writer is at work on it, or if the disk refuses.
     """
     root = Path(path)
-    check_readable(root, writing=True)
     try:
-        for folder in (episodes_folder(root), root / "journal", running_folder(root), manifests_folder(root)):
-            files.make_folder(folder)
+        check_readable(root, writing=True)
+        done = [*_make_way(root, root / "journal"), *_make_way(root, lock_file(root), folder=False)]
+        files.make_folder(root / "journal")
         held = lock.acquire(root)
         try:
-            return Repair(str(root), tuple(_repair(root)))
+            return Repair(str(root), (*done, *_repair(root)))
         finally:
             lock.release(held)
     except OSError as error:
@@ -76,7 +79,21 @@ def repair(path: str | Path) -> Repair:
         ) from error
 
 
+def _make_way(root: Path, path: Path, *, folder: bool = True) -> Iterator[str]:
+    """Set aside what stands at `path` where a folder (or a file) belongs, and say so. Raises OSError."""
+    if os.path.lexists(path) and not (path.is_dir() if folder else path.is_file()):
+        out = path.with_name(f"{path.name}.{os.getpid()}.old")  # first: what is set aside goes to a folder in `journal`
+        files.rename(path, out)
+        files.make_folder(root / "journal")
+        set_aside(root, out, _flat_name(root, path))
+        yield f"{path.relative_to(root)}: was no {'folder' if folder else 'file'}; set aside"
+
+
 def _repair(root: Path) -> Iterator[str]:
+    yield from _make_way(root, set_aside_folder(root))
+    for folder in (episodes_folder(root), running_folder(root), manifests_folder(root)):
+        yield from _make_way(root, folder)
+        files.make_folder(folder)
     yield from _mend_journal(root)
     journal = read_journal(root)
     finish_moves(root, journal)

@@ -18,9 +18,11 @@ from tracekit.store.manifest import Manifest
 from tracekit.store.places import (
     commits_file,
     episodes_folder,
+    lock_file,
     manifest_file,
     manifests_folder,
     running_episodes,
+    running_folder,
     set_aside_folder,
 )
 from tracekit.store.reader import folder_of
@@ -81,7 +83,7 @@ def _verify(root: Path) -> Report:
     folders = {entry.name for entry in episodes_folder(root).glob("*/")} if episodes_folder(root).is_dir() else set()
     journal = read_journal(root) if commits_file(root).is_file() else Journal((), (1,), 0, 0)
     writing = writing or lock.is_held(root)  # one that began meanwhile
-    problems = [*_journal_problems(journal, writing), *_root_problems(root, journal)]
+    problems = [*_misplaced(root), *_journal_problems(journal, writing), *_root_problems(root, journal)]
     notes = []
     legacy = 0
     count, nbytes = 1, journal.size
@@ -183,6 +185,16 @@ def _journal_problems(journal: Journal, writing: bool) -> Iterator[Problem]:
         yield Problem("journal/commits.jsonl", "is empty")
     if journal.torn and not writing:
         yield Problem("journal/commits.jsonl", f"ends in {journal.torn} bytes of an unfinished line")
+
+
+def _misplaced(root: Path) -> Iterator[Problem]:
+    """What stands where a folder, or the lock's file, belongs: no writer could go on."""
+    own = (episodes_folder(root), running_folder(root), manifests_folder(root), set_aside_folder(root))
+    for folder in (root / "journal", *own):
+        if os.path.lexists(folder) and not folder.is_dir():
+            yield Problem(str(folder.relative_to(root)), "is no folder")
+    if os.path.lexists(lock_file(root)) and not lock_file(root).is_file():
+        yield Problem("journal/lock", "is no file")
 
 
 def _root_problems(root: Path, journal: Journal) -> Iterator[Problem]:

@@ -84,31 +84,27 @@ class TraceWriter:
         """Continue the store at `path`, if its attributes at the dotted keys `match` are those of `attributes`.
 
         Raises TraceError for a path that is no store of this format, a damaged journal, another writer, or, naming the
-        first of the keys, attributes that differ.
+        first of the keys, attributes that differ; and wherever the disk refuses.
         """
         root = Path(path)
-        head = check_identity(root, format, writing=True)
-        for key in match:
-            stored, given = _look_up(head["attributes"], key), _look_up(attributes, key)
-            if canonical_json(stored) != canonical_json(given):
-                name, stored, given = _difference(key, stored, given)
-                raise TraceError(
-                    f"{root}: {name} is {_brief(stored)} in the trace but {_brief(given)} now; "
-                    "record into a new trace, or restore that setting"
-                )
-        held = lock.acquire(root)
         try:
-            journal = open_journal(root, format)
-            for folder in (running_folder(root), manifests_folder(root)):  # some tools do not copy empty folders
-                files.make_folder(folder)
-            finish_moves(root, journal)
-            return cls(root, head["attributes"], held, Commits(root, journal))
+            head = check_identity(root, format, writing=True)
+            _check_match(root, head["attributes"], attributes, match)
+            held = lock.acquire(root)
+            try:
+                journal = open_journal(root, format)
+                for folder in (running_folder(root), manifests_folder(root)):  # some tools do not copy empty folders
+                    files.make_folder(folder)
+                finish_moves(root, journal)
+                return cls(root, head["attributes"], held, Commits(root, journal))
+            except BaseException:
+                lock.release(held)
+                raise
         except OSError as error:
-            lock.release(held)
-            raise TraceError(f"{root}: cannot be continued: {error.strerror}; check the disk and its rights") from error
-        except TraceError:
-            lock.release(held)
-            raise
+            raise TraceError(
+                f"{error.filename or root}: cannot be continued: {error.strerror}; check the disk and its rights, or "
+                "run `tracekit repair` on the trace"
+            ) from error
 
     @property
     def episode_ids(self) -> frozenset[str]:
@@ -200,6 +196,18 @@ def _lay_out(root: Path, contents: Mapping[str, bytes], head: bytes) -> int:
     for path, data in {**{root / name: data for name, data in contents.items()}, commits_file(root): head}.items():
         files.replace(path, data)
     return lock.acquire(root)
+
+
+def _check_match(root: Path, stored: Mapping[str, Any], given: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Refuse (TraceError) attributes that differ at one of the dotted `keys`."""
+    for key in keys:
+        old, new = _look_up(stored, key), _look_up(given, key)
+        if canonical_json(old) != canonical_json(new):
+            name, old, new = _difference(key, old, new)
+            raise TraceError(
+                f"{root}: {name} is {_brief(old)} in the trace but {_brief(new)} now; "
+                "record into a new trace, or restore that setting"
+            )
 
 
 def _look_up(attributes: Any, dotted: str) -> Any:
