@@ -2,8 +2,9 @@
 
 Declared level 3 of a replay. All bounds are computed from run A alone:
 
+- logic: every input of the episode so far is bitwise equal, and the decision differs, even where it was a tie:
+  decisions are the same bits on every machine;
 - tie: |margin| ≤ 8 ulp of the stored scores (float32) at the value tested;
-- logic: every input of the episode so far is bitwise equal, and the decision differs;
 - upstream: every input differs by at most the declared relative tolerance (float32 1e-5, bfloat16 5e-2), and
   |margin| ≤ Σ|∂margin/∂x|·tolerance·|x|;
 - real: all else;
@@ -135,7 +136,7 @@ class _Episode:
         for name in SCORES[:-1]:
             x, y = ours[f"seen/{name}"].astype(np.float64), theirs[f"seen/{name}"].astype(np.float64)
             scale = np.maximum(x, ours["seen/attention_3d"]) if name == "ortho_3d" else x
-            if (np.abs(x - y) > self._relative * scale).any():
+            if not (np.abs(x - y) <= self._relative * scale).all():  # NaN is close to nothing
                 return False
         return True
 
@@ -203,10 +204,10 @@ class _Episode:
     def _verdict(self, step: int, patch: int, margin: str) -> Flip:
         value = float(self._a[f"margin/{margin}"][step, patch])
         tie = TIE_ULP * float(np.spacing(np.float32(abs(self._tested(step, patch, margin)))))
-        if abs(value) <= tie:
-            return Flip(self._name, step, patch, "tie", margin, value, tie)
         if self._exact:
             return Flip(self._name, step, patch, "logic", margin, value, tie)
+        if abs(value) <= tie:
+            return Flip(self._name, step, patch, "tie", margin, value, tie)
         if margin in self._of_sets:
             moved = self._moved(step)
             if moved:

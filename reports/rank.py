@@ -173,6 +173,10 @@ def _table(path: Path, column: str) -> pl.DataFrame:
         raise TraceError(f"{path}: --by {column}: no such column; {nearest(column, numbers)}")
     if table[column].null_count():
         raise TraceError(f"{path}: {column} is not known of every cell; the traces lack recorded actions")
+    unclear = table.filter(~pl.col(column).is_finite())["name"].unique(maintain_order=True).to_list()
+    if unclear:
+        names = ", ".join(unclear[:3])
+        raise TraceError(f"{path}: {column} of {names} is no finite number; leave these out of the grid")
     return table
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from replay.sources import source_digest
+from replay.sources import program_digest
 from tracekit.digest import digest_json
 
 __all__ = ["ADDRESS_DIGITS", "Level", "Target", "address", "context_digest"]
@@ -43,7 +43,6 @@ def address(level: Level | Literal["timing"], configuration: str, target: Target
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:ADDRESS_DIGITS]
 
 
-def context_digest(level: Level, about: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over the sources that compute results of `level`, and over `about`."""
-    folders = ("tracekit/pruning", "replay") if level == "decisions" else ("tracekit", "replay")
-    return digest_json({"sources": source_digest(folders), **about})
+def context_digest(about: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the program and over `about`."""
+    return digest_json({"sources": program_digest(), **about})

@@ -21,6 +21,14 @@ __all__ = ["Axis", "Grid", "Kind", "Range"]
 Kind = Literal["cartesian", "one_at_a_time", "random", "listed"]
 
 
+LARGEST_BOUND = 1e15
+"""Beyond it, neighbouring integers are no longer different doubles."""
+
+MOST_VALUES = 100_000
+MOST_CONFIGURATIONS = 10_000_000
+"""Of one axis and of one grid: what is larger is a slip of the finger, or a question for a random grid."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Numbers between `low` and `high`: `count` evenly spaced ones, or, in a random grid, drawn uniformly.
@@ -34,8 +42,12 @@ class Range:
     log: bool = False
 
     def __post_init__(self) -> None:
-        if not self.low < self.high or not math.isfinite(self.high - self.low):
-            raise ConfigError(f"low = {self.low}, high = {self.high}: low must lie below high")
+        if not self.low < self.high or max(abs(self.low), abs(self.high)) > LARGEST_BOUND:
+            raise ConfigError(
+                f"low = {self.low}, high = {self.high}: low must lie below high, and both within ±{LARGEST_BOUND:.0e}"
+            )
+        if self.count > MOST_VALUES:
+            raise ConfigError(f"count = {self.count}: at most {MOST_VALUES} values between low and high")
         if self.log and self.low <= 0:
             raise ConfigError(f"low = {self.low}: a logarithmic range starts above 0")
 
@@ -81,7 +93,24 @@ class Grid:
     skip_invalid: bool = False
     where: str = "grid"
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed = {self.seed}: give a non-negative integer")
+        if self.count > MOST_CONFIGURATIONS or self._size > MOST_CONFIGURATIONS:
+            raise ConfigError(
+                f"{max(self.count, self._size)} configurations: a grid has at most {MOST_CONFIGURATIONS}; draw some of "
+                'them with kind = "random"'
+            )
+        names = [table.get("name") for table in self.listed]
+        twice = {name for name in names if name is not None and names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"configurations: {min(twice)!r} is there twice; give every one another name")
+
     def __len__(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         if self.kind == "listed":
             return len(self.listed)
         if self.kind == "random":

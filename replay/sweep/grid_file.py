@@ -19,7 +19,7 @@ from typing import Any
 
 from replay.sweep.grid import Axis, Grid, Kind, Range
 from tracekit._fields import build, nearest
-from tracekit.config import Configuration, load_config
+from tracekit.config import LONGEST_NAME, Configuration, load_config
 from tracekit.errors import ConfigError
 
 __all__ = ["grid_names", "grid_of", "load_grid"]
@@ -110,8 +110,9 @@ def _scalars(table: Mapping[str, Any]) -> _File:
     if not isinstance(table.get("axes", {}), Mapping) or not isinstance(table.get("configurations", []), list):
         raise ConfigError("axes is a table of keys and values, configurations a list")
     file = build(_File, {key: value for key, value in table.items() if key not in {"axes", "configurations"}}, "grid")
-    if not file.name or Path(file.name).name != file.name or not file.name.isprintable():
-        raise ConfigError(f"name = {file.name!r}: give a name that can be a file's")
+    fits = len(file.name.encode()) <= LONGEST_NAME and file.name.isprintable() and file.name != ".."
+    if not file.name or Path(file.name).name != file.name or not fits:
+        raise ConfigError(f"name = {file.name!r}: give a name of at most {LONGEST_NAME} bytes that can be a file's")
     return file
 
 
@@ -145,6 +146,8 @@ def _axes(table: Mapping[str, Any], prefix: str, kind: Kind) -> Iterator[tuple[s
 
 def _axis(value: Any, path: str, kind: Kind) -> Axis:
     if isinstance(value, Mapping):
+        if not {"low", "high"} <= value.keys():
+            raise ConfigError(f"axes.{path}: a range has both low and high")
         found = build(Range, value, f"axes.{path}")
         if kind != "random" and found.count < 2:
             raise ConfigError(f"axes.{path}: say with count how many values there are between low and high, at least 2")

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from replay.decisions import refuse_undecidable
+from replay.sources import program_digest
 from replay.sweep.cells import Level, Target, address
 from replay.sweep.decided import clustering_of
 from replay.sweep.flops import ModelSize
@@ -132,7 +133,7 @@ def plan_chunk(plan: SweepPlan, folder: SweepFolder, start: int) -> Chunk:
     one per axis, under its dotted key.
     """
     stop = min(start + plan.chunk, len(plan.grid))
-    identity = digest_json([plan.grid.digest, plan.chunk, plan.level])
+    identity = digest_json([plan.grid.digest, plan.chunk, plan.level, program_digest()])
     frame = folder.plan(identity, start)
     if frame is not None:
         return Chunk(start, stop, frame)

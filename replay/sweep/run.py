@@ -125,6 +125,7 @@ def sweep(
     plan = replace(_plan(traces, wanted, level, episodes, policy), timing=timing)
     refuse_unusable(plan)  # before a folder is made
     folder = SweepFolder(out)
+    folder.check_table(wanted.name)
     start = time.perf_counter()
     done = _carry_out(plan, folder, processes, progress)
     if not done.cells:
@@ -164,7 +165,7 @@ def _plan(
         if level == "forward":
             about["fingerprint"] = {k: v for k, v in environment_fingerprint().items() if k != "threads"}
         sizes[digest] = model_size(policy or recorded["name"], recorded["config_digest"])
-        contexts[digest] = context_digest(level, {**about, "size": repr(sizes[digest])})
+        contexts[digest] = context_digest({**about, "size": repr(sizes[digest])})
         targets += [
             Target(str(path), digest, episode.info.id, int(episode.info.uid), episode.info.task, len(episode))
             for episode in source.episodes(episodes)
@@ -207,8 +208,10 @@ def _about(plan: SweepPlan) -> dict[str, Any]:
 def _best(
     found: SweepResult, column: str, where: Sequence[Constraint], largest: bool, folder: SweepFolder
 ) -> dict[str, Any] | None:
+    path = folder.path / "best.toml"
     row = best(found.summary, column, where, largest=largest)
     if row is None:
+        path.unlink(missing_ok=True)  # one that answered another question
         return None
     chosen = found.summary.row(row, named=True)
     config = found.grid.configuration(chosen["index"])
@@ -218,6 +221,5 @@ def _best(
         f"{'largest' if largest else 'smallest'} {column} = {chosen[column]:.6g} of {len(found.summary)} configurations"
         f"{limits}\nOpen-loop: measured against recorded actions or tokens, not by success."
     )
-    path = folder.path / "best.toml"
     path.write_text(configuration_toml(config.to_json(), comment), "utf-8")
     return {"name": config.name, "configuration": config.digest, column: chosen[column], "toml": str(path)}

@@ -3,7 +3,7 @@
     sweep.json                   what this folder is
     cells/<sha256>.parquet       finished cells, in whatever order they were finished
     timings/<sha256>.parquet     step times, which belong to one machine
-    plans/<grid>/<start>.parquet names, axes and digests of the configurations start, start + 1, … of a grid
+    plans/<grid>/<start>-<sha256>.parquet  names, axes, digests of the configurations start, start + 1, … of a grid
     <grid name>.parquet          the table
 
 A killed process loses the chunk that it was computing and nothing else. Several processes, and several sweeps, may
@@ -64,7 +64,7 @@ class SweepFolder:
     def add(self, rows: pl.DataFrame, kind: Kind = "cells") -> None:
         """Store finished `rows`; they are on the disk when this returns."""
         data = _parquet(rows)
-        (self.path / kind).mkdir(exist_ok=True)
+        (self.path / kind).mkdir(parents=True, exist_ok=True)
         files.replace(self.path / kind / f"{hashlib.sha256(data).hexdigest()}.parquet", data)
 
     def parts(self, kind: Kind = "cells") -> Iterator[pl.DataFrame]:
@@ -80,18 +80,22 @@ class SweepFolder:
         return np.unique(np.concatenate(found)) if found else np.zeros(0, f"S{ADDRESS_DIGITS}")
 
     def plan(self, grid: str, start: int) -> pl.DataFrame | None:
-        """The configurations of the grid whose digest is `grid`, from number `start` on; None if not planned yet."""
-        path = self._plan(grid, start)
-        try:
-            return pl.read_parquet(path) if path.is_file() else None
-        except pl.exceptions.PolarsError:
-            return None
+        """The configurations of the grid whose digest is `grid`, from number `start` on.
+
+        None if they are not planned yet, or if the file is not what its name says.
+        """
+        for path in self._plans(grid).glob(f"{start:09d}-*.parquet"):
+            data = path.read_bytes()
+            if path.stem == _plan_name(start, data):
+                return pl.read_parquet(io.BytesIO(data))
+        return None
 
     def add_plan(self, grid: str, start: int, configurations: pl.DataFrame) -> None:
         """Store what `plan` returns."""
-        path = self._plan(grid, start)
-        path.parent.mkdir(exist_ok=True)
-        files.replace(path, _parquet(configurations))
+        data = _parquet(configurations)
+        folder = self._plans(grid)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / f"{_plan_name(start, data)}.parquet", data)
 
     def write_table(self, name: str, table: pl.DataFrame, about: Mapping[str, Any]) -> Path:
         """Write the table of the grid called `name`; `about` goes into its metadata, under `tracekit`."""
@@ -104,8 +108,14 @@ class SweepFolder:
             temporary.unlink(missing_ok=True)
         return path
 
-    def _plan(self, grid: str, start: int) -> Path:
-        return self.path / "plans" / grid[:16] / f"{start:09d}.parquet"
+    def check_table(self, name: str) -> None:
+        """Raise TraceError where the table of the grid called `name`, or `best.toml`, could not be written."""
+        for path in (self.path / f"{name}.parquet", self.path / "best.toml"):
+            if path.is_dir():
+                raise TraceError(f"{path}: is a folder, and a file of the sweep goes there; remove it")
+
+    def _plans(self, grid: str) -> Path:
+        return self.path / "plans" / grid[:16]
 
 
 def _check_version(about: Path) -> None:
@@ -116,6 +126,10 @@ def _check_version(about: Path) -> None:
         raise TraceError(f"{about}: is damaged; give --out another path") from None
     if name != SWEEP_FORMAT or version.partition(".")[0] != VERSION.partition(".")[0]:
         raise TraceError(f"{about.parent}: holds {name} {version}, this tracekit writes {SWEEP_FORMAT} {VERSION}")
+
+
+def _plan_name(start: int, data: bytes) -> str:
+    return f"{start:09d}-{hashlib.sha256(data).hexdigest()}"
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:

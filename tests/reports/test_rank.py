@@ -118,6 +118,9 @@ def test_what_cannot_be_ranked_is_refused(tmp_path):
         rank(sweep, tmp_path / "other.json")
     with pytest.raises(TraceError, match="cannot be read"):
         rank(sweep, tmp_path / "nowhere.json")
+    sweep, evaluation = write(tmp_path, (0.1, math.nan, 0.3), (19, 15, 3))
+    with pytest.raises(TraceError, match="unclipped_relative of n1 is no finite number"):
+        rank(sweep, evaluation)
     sweep, evaluation = write(tmp_path, (0.1, 0.2, 0.3), (19, 15, 3), level="decisions")
     with pytest.raises(TraceError, match="sweep again with --forward"):
         rank(sweep, evaluation)

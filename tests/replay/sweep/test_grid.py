@@ -150,6 +150,7 @@ def test_large_grids_take_no_memory():
     assert math.isclose(large.configuration(319_999).pruner.tau_2d, 0.08)
 
 
+TAUS = ("tau_2d", "tau_3d")
 REFUSED = {
     "an unknown key": ({"kind": "cartesian", "axis": {}}, "axis: unknown key; did you mean 'axes'?"),
     "no kind": ({}, "kind is missing"),
@@ -172,6 +173,24 @@ REFUSED = {
     "a base of a list": ({"kind": "listed", "base": "none", "configurations": ["none"]}, "base has no meaning"),
     "an unknown preset": ({"kind": "listed", "configurations": ["naive-51"]}, "presets: default"),
     "a path as a name": ({"name": "a/b", "kind": "listed", "configurations": ["none"]}, "can be a file's"),
+    "two dots as a name": ({"name": "..", "kind": "listed", "configurations": ["none"]}, "can be a file's"),
+    "a long name": ({"name": "n" * 101, "kind": "listed", "configurations": ["none"]}, "at most 100 bytes"),
+    "a name twice": ({"kind": "listed", "configurations": ["none", "none"]}, "'none' is there twice"),
+    "a negative seed": ({"kind": "random", "seed": -1, "count": 1, "axes": {"pruner.k": [3]}}, "non-negative"),
+    "half a range": ({"kind": "cartesian", "axes": {"pruner.k": {"low": 3, "count": 4}}}, "both low and high"),
+    "an endless range": (
+        {"kind": "cartesian", "axes": {"pruner.k": {"low": 1, "high": 10**21, "count": 4}}},
+        "both within ±1e+15",
+    ),
+    "a slip of the finger": (
+        {"kind": "cartesian", "axes": {"pruner.beta": {"low": 0.1, "high": 0.9, "count": 10**12}}},
+        "at most 100000 values",
+    ),
+    "too many": (
+        {"kind": "cartesian", "axes": {f"pruner.{n}": {"low": 0.1, "high": 0.2, "count": 9999} for n in TAUS}},
+        "at most 10000000",
+    ),
+    "too many draws": ({"kind": "random", "count": 10**9, "axes": {"pruner.k": [3]}}, "at most 10000000"),
     "a number as a table": ({"kind": "listed", "configurations": [3]}, "neither a preset"),
 }
 

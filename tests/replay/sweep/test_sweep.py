@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rich.console import Console
 
 import replay.sweep.worker
 from replay import replay_decisions
+from replay.sources import _sources
 from replay.sweep import Constraint, sweep
 from replay.sweep.storage import SweepFolder
 from reports import sweep_table
@@ -73,6 +75,15 @@ def test_the_best_configuration_is_a_file(swept):
     assert "Open-loop" in Path(found.best["toml"]).read_text()
 
 
+def test_without_a_best_configuration_no_earlier_one_stays(small_trace, grid, tmp_path):
+    own = grid(axes={"pruner.k": [3]})
+    best = sweep([small_trace], own, tmp_path / "out", minimise="gflops").best
+    assert Path(best["toml"]).exists()
+    never = Constraint("kept_2d", ">=", 1000)
+    assert sweep([small_trace], own, tmp_path / "out", minimise="gflops", where=[never]).best is None
+    assert not Path(best["toml"]).exists()
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """Configurations that are decided, call by call."""
@@ -113,17 +124,46 @@ def test_a_damaged_file_is_computed_again(small_trace, grid, counted, tmp_path):
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    for plan in (tmp_path / "out" / "plans").rglob("*.parquet"):
-        plan.write_bytes(b"PAR1 nonsense PAR1")
+    (plan,) = (tmp_path / "out" / "plans").rglob("*.parquet")
+    planned = bytearray(plan.read_bytes())
+    planned[28] ^= 1
+    plan.write_bytes(planned)
     again = sweep([small_trace], grid(axes={"pruner.k": [3, 5]}), tmp_path / "out")
     assert len(counted) == 8
     assert pl.read_parquet(again.table).equals(pl.read_parquet(first.table))
+    assert plan.read_bytes() != planned  # planned anew
+
+
+def test_a_lost_folder_is_made_again(small_trace, grid, tmp_path):
+    first = pl.read_parquet(sweep([small_trace], grid(axes={"pruner.k": [3]}), tmp_path / "out").table)
+    for name in ("plans", "cells"):
+        shutil.rmtree(tmp_path / "out" / name)
+        again = sweep([small_trace], grid(axes={"pruner.k": [3]}), tmp_path / "out")
+        assert pl.read_parquet(again.table).equals(first)
+
+
+def test_no_bit_of_a_plan_file_reaches_the_table(small_trace, grid, tmp_path):
+    own = grid(axes={"pruner.k": [3, 5]})
+    first = pl.read_parquet(sweep([small_trace], own, tmp_path / "out").table)
+    for place in range(0, 1400, 100):
+        (plan,) = (tmp_path / "out" / "plans").rglob("*.parquet")
+        data = bytearray(plan.read_bytes())
+        data[place % len(data)] ^= 4
+        plan.write_bytes(data)
+        assert pl.read_parquet(sweep([small_trace], own, tmp_path / "out").table).equals(first)
+
+
+def test_an_address_depends_on_all_of_the_program():
+    root = Path(replay.__file__).parents[1]
+    named = {path.relative_to(root).as_posix() for path in _sources(root)}
+    assert {"tracekit/config.py", "tracekit/layout.py", "tracekit/engine/step.py", "replay/sweep/grid.py"} <= named
+    assert not any(name.startswith("tracekit/cli/") for name in named)
 
 
 def test_another_program_or_trace_shares_nothing(small_trace, grid, counted, tmp_path, monkeypatch):
     own = grid(axes={"pruner.k": [3]})
     sweep([small_trace], own, tmp_path / "out")
-    monkeypatch.setattr("replay.sweep.cells.source_digest", lambda folders: "other")
+    monkeypatch.setattr("replay.sweep.cells.program_digest", lambda: "other")
     sweep([small_trace], own, tmp_path / "out")
     assert len(counted) == 4
     copy_trace(small_trace, tmp_path / "trace", drop=lambda key: key.startswith("observation/depth"))
