@@ -55,7 +55,9 @@ class Trace:
             head = check_identity(root, format)
             return cls(root, head, open_journal(root, format).episodes())
         except OSError as error:
-            raise TraceError(f"{root}: cannot be read: {error.strerror}; check the path and its rights") from error
+            raise TraceError(
+                f"{root}: cannot be read: {error.strerror}; check its rights, or run `tracekit verify`"
+            ) from error
 
     @property
     def nbytes(self) -> int:
