@@ -1,4 +1,4 @@
-"""Puts the policy of a run where the package ships it, if its held-out loss is lower than that of what is there."""
+"""Puts the policy of a run where the package ships it, unless its held-out loss is no lower than what is there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _LARGEST_BYTES = 8_000_000
 def publish(run: Path, destination: Path, evaluation: Path | None = None) -> bool:
     """Copy policy, curve and card of the folder `run` to `destination`; False where what is there is not worse.
 
-    Compared is the held-out noise loss; the same weights replace their own card. `evaluation`: output of
+    Compared is the held-out noise loss, where both were measured on the same version of the scenes; the same weights
+    replace their own card. `evaluation`: output of
     `evaluate --json`, for the card. Raises TraceError where the run has no held-out loss yet, its evaluation is of
     other weights, or its weights are larger than 8 MB.
     """
@@ -40,7 +41,8 @@ def publish(run: Path, destination: Path, evaluation: Path | None = None) -> boo
     if (destination / SUMMARY).exists():
         there = _read(destination / SUMMARY)
         same = there["weights_digest"] == training["weights_digest"]
-        if not same and there["held_out"]["noise"] <= training["held_out"]["noise"]:
+        comparable = there.get("scene_version") == training["scene_version"]
+        if comparable and not same and there["held_out"]["noise"] <= training["held_out"]["noise"]:
             return False
     fresh = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recorders.sim.environment import SCENE_VERSION
 from recorders.sim.train.batches import Frames
 from recorders.sim.train.card import model_card
 from recorders.sim.train.demonstrations import demonstrations_digest, record_demonstrations
@@ -40,6 +41,7 @@ _HELD_OUT_FRAMES = 64
 class TrainingSummary:
     """How far a run has come. `seconds`: of training, over all sessions; `held_out`: last losses on unseen scenes.
 
+    `scene_version`: of the simulator that the demonstrations come from; losses compare within one version alone.
     `before`: the runs that the weights come from, oldest first, each as its own `to_json` without `before`.
     """
 
@@ -49,6 +51,7 @@ class TrainingSummary:
     frames: int
     failed_episodes: int
     demonstrations_digest: str
+    scene_version: int
     threads: int
     parameters: int
     weights_digest: str
@@ -220,6 +223,7 @@ class _Run:
             frames=len(trainer.frames),
             failed_episodes=trainer.frames.failed,
             demonstrations_digest=self._digest,
+            scene_version=SCENE_VERSION,
             threads=trainer.threads,
             parameters=identity.parameters,
             weights_digest=identity.weights_digest,

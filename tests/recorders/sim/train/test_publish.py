@@ -43,6 +43,16 @@ def test_only_a_lower_held_out_loss_replaces_what_is_there(run, tmp_path):
     assert not list(tmp_path.glob(".shipped*"))
 
 
+def test_losses_on_other_scenes_are_not_compared(run, tmp_path):
+    destination = tmp_path / "shipped"
+    assert publish(run, destination)
+    training = json.loads((run / "training.json").read_text())
+    change(run, weights_digest="other", held_out={"noise": training["held_out"]["noise"] + 0.1})
+    assert not publish(run, destination)
+    change(run, scene_version=training["scene_version"] + 1)
+    assert publish(run, destination)
+
+
 def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     destination, evaluation = tmp_path / "shipped", tmp_path / "evaluation.json"
     training = json.loads((run / "training.json").read_text())
