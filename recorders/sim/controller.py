@@ -20,7 +20,7 @@ __all__ = ["LONGEST_MOVE", "LONGEST_TURN", "TICK_SECONDS", "ArmController", "ref
 TICK_SECONDS = 0.02
 """Time between two commands to the servos."""
 
-LONGEST_MOVE = 0.12
+LONGEST_MOVE = 0.15
 """Metres the tool may travel in one key pose; a longer action is shortened along its direction."""
 
 LONGEST_TURN = 1.0

@@ -37,7 +37,7 @@ _CARRY_HEIGHT = 0.12
 _AIM, _FUNNEL = 0.022, 0.035
 """Metres off the axis that are near enough to go straight down, and over which the travelling height is reached."""
 
-_TURNED = 0.6
+_TURNED = 0.35
 """Radians that the banana is turned at most, from lying along the line to the base."""
 
 _DOWN = np.array([0.0, 0.0, -1.0])
@@ -57,7 +57,7 @@ class _Plate(NamedTuple):
 
 
 def draw_banana(rng: np.random.Generator) -> BananaScenario:
-    """A banana in the middle, along the line to the base give or take 34 degrees, and a plate on either side.
+    """A banana in the middle, along the line to the base give or take 20 degrees, and a plate on either side.
 
     No plate has the banana's colour.
     """
@@ -107,7 +107,7 @@ class BananaScenario:
     @property
     def stride(self) -> float:
         """Metres that the expert moves the tool in one key pose."""
-        return 0.11
+        return 0.15
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Adds both plates and the banana."""
