@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -127,3 +128,17 @@ def test_what_cannot_be_ranked_is_refused(tmp_path):
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "other.parquet")
     with pytest.raises(TraceError, match="not the table of a sweep"):
         rank(tmp_path / "other.parquet", evaluation)
+
+
+def test_what_is_committed_is_what_its_files_say():
+    folder = Path(__file__).parents[2] / "docs" / "measured" / "rank"
+    found = rank(folder / "sweep.parquet", folder / "evaluation.json").to_json()
+    kept = json.loads((folder / "ranking.json").read_text())
+    assert found["tau_b"] == pytest.approx(kept["tau_b"])
+    assert found["interval"] == pytest.approx(kept["interval"])
+    assert found["seeds"] == 50
+    assert len(found["tasks"]) == 2
+    assert len(found["configurations"]) >= 12
+    page = (folder.parents[1] / "sweep.md").read_text()
+    for row in found["configurations"]:
+        assert f"| {row['name']} | {row['deviation']:.3f} | {100 * row['success_rate']:.0f} % |" in page
