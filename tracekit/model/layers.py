@@ -57,10 +57,12 @@ def _packs() -> bool:
 
 
 class Embedding(nn.Embedding):
-    """Rows by number, uninitialised: on the meta device torch loads its compiler to draw normals that nobody reads."""
+    """Rows by number. On the meta device nothing is drawn: torch would load its compiler for normals nobody reads."""
 
     def reset_parameters(self) -> None:
-        """Nothing: weights are loaded, or filled by `tracekit.model.initialise`."""
+        """As torch does it, where there is memory to draw into."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Pointwise(nn.Module):

@@ -168,3 +168,12 @@ def test_a_cache_refuses_what_it_cannot_hold_or_forget():
         model.model(torch.randn(5, 48), torch.arange(5), cache)
     with pytest.raises(PolicyError, match="cannot forget 3 rows"):
         cache.forget(3)
+
+
+def test_a_backbone_of_its_own_begins_with_drawn_rows():
+    """Memory as it was found is zero, or anything, not finite numbers included."""
+    torch.manual_seed(0)
+    rows = [Backbone(vocabulary=1000, kv_heads=6, **SIZES).embed_tokens.weight.detach() for _ in range(2)]
+    for own in rows:
+        assert 0.95 < own.std().item() < 1.05
+    assert not torch.equal(*rows)
