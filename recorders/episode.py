@@ -192,13 +192,14 @@ class EpisodeRecording:
         form = _form(observation)
         if self._form is None:
             self._form = form
-        for name in sorted(form.keys() | self._form.keys()):
-            now, first = (_shown(one.get(name)) for one in (form, self._form))
-            if now != first:
-                raise TraceError(
-                    f"episode {self._info.id!r}: {name} of the observation is {now} in step "
-                    f"{self._controller.steps + 1} but {first} in the first; give every step the same arrays and stamps"
-                )
+        if form != self._form:
+            first = self._form
+            name = min(name for name in form.keys() | first.keys() if form.get(name) != first.get(name))
+            raise TraceError(
+                f"episode {self._info.id!r}: {name} of the observation is {_shown(form.get(name))} in step "
+                f"{self._controller.steps + 1} but {_shown(first.get(name))} in the first; give every step the same "
+                "arrays and stamps"
+            )
 
     def _phase_index(self, phase: str | None) -> int | None:
         if phase is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -101,8 +102,8 @@ class Grid:
                 f"{max(self.count, self._size)} configurations: a grid has at most {MOST_CONFIGURATIONS}; draw some of "
                 'them with kind = "random"'
             )
-        names = [table.get("name") for table in self.listed]
-        twice = {name for name in names if name is not None and names.count(name) > 1}
+        names = Counter(str(table["name"]) for table in self.listed if "name" in table)
+        twice = [name for name, times in names.items() if times > 1]
         if twice:
             raise ConfigError(f"configurations: {min(twice)!r} is there twice; give every one another name")
 
