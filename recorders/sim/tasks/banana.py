@@ -33,9 +33,12 @@ _GIRTH = 0.014
 """Radius of the banana, metres at size 1."""
 
 _GRASP_HEIGHT = 0.016
-_CARRY_HEIGHT = 0.12
-_AIM, _FUNNEL = 0.022, 0.035
+_CARRY_HEIGHT = 0.10
+_AIM, _FUNNEL = 0.03, 0.035
 """Metres off the axis that are near enough to go straight down, and over which the travelling height is reached."""
+
+_MIDDLE = 0.02
+"""Metres on either side of the banana's middle between which it may be grasped."""
 
 _TURNED = 0.35
 """Radians that the banana is turned at most, from lying along the line to the base."""
@@ -147,14 +150,17 @@ class BananaScenario:
         What hangs on where things are seen to be changes gradually; only the tool's own state is a switch.
         """
         tool, banana = world.tool_point(), world.position(_ITEM)
-        frame = _jaws_across(world.rotation(_ITEM)[:, 0], banana)
+        axis = world.rotation(_ITEM)[:, 0]
+        frame = _jaws_across(axis, banana)
         if self._on_plate(world):
             return ToolPose(np.array([tool[0], tool[1], max(tool[2], _CARRY_HEIGHT)]), frame, open=True)
         if self._held(world):
             return self._carry(world, tool, tool + world.position(self.target.name) - banana)
         grasp = self.size * _GRASP_HEIGHT
-        off = float(np.hypot(*(tool - banana)[:2]))
-        point = _funnel(tool, banana, grasp, rise_below=_CARRY_HEIGHT - 0.04)
+        along = float(np.clip((tool - banana) @ axis, -_MIDDLE, _MIDDLE))  # where it is held along itself does no harm
+        nearest = banana + along * axis
+        off = float(np.hypot(*(tool - nearest)[:2]))
+        point = _funnel(tool, nearest, grasp, rise_below=_CARRY_HEIGHT - 0.04)
         return ToolPose(point, frame, open=bool(tool[2] > grasp + 0.012 or off > _AIM))
 
     def _carry(self, world: World, tool: Vector, over: Vector) -> ToolPose:
