@@ -62,12 +62,14 @@ _NO_CONTACT = (
 )
 
 
-def add_arm(spec: mujoco.MjSpec) -> None:
-    """Adds the arm at the origin of `spec` as root body `robot`, with one position servo per joint and the site `tcp`.
+def add_arm(spec: mujoco.MjSpec, height: float = 0.0) -> None:
+    """Adds the arm, its base `height` metres above the origin of `spec`.
+
+    Its root body is `robot`, whose frame is the base frame; there is one position servo per joint, and the site `tcp`.
 
     Servo order is `ACTUATORS`. The links are compensated for gravity, as the real controller does.
     """
-    base = spec.worldbody.add_body(name="robot")
+    base = spec.worldbody.add_body(name="robot", pos=[0, 0, height])
     base.add_geom(type=_CYLINDER, size=[0.055, 0.04, 0], pos=[0, 0, 0.04], rgba=_GREY)
     parent = base
     for index, (alpha, length, offset, distance) in enumerate(_DENAVIT_HARTENBERG):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from recorders.sim.tasks.base import MOUNTS
 from tracekit.errors import TraceError
 
 __all__ = ["CROP_HIGH", "CROP_LOW", "POINTS", "sample_cloud"]
 
 POINTS = 1024
 
-CROP_LOW = (0.0, -0.75, -0.005)
-"""Lower corner of the working space in metres, base frame: the table top is inside, the floor is not."""
+CROP_LOW = (0.0, -0.75, -MOUNTS[1] - 0.005)
+"""Lower corner of the working space in metres, base frame: the table top is inside at any height, the floor is not."""
 
 CROP_HIGH = (0.85, 0.75, 0.60)
 

@@ -55,7 +55,7 @@ class ArmController:
     def state(self) -> Vector:
         """(A,) measured proprioception in the layout of `spec`: tool point, its frame's rotation, opening."""
         turn = rotation_values(self._spec.rotation_form, self._world.tool_frame())
-        return np.concatenate([self._world.tool_point(), turn, [self._world.opening()]])
+        return np.concatenate([self._tool_point(), turn, [self._world.opening()]])
 
     def carry_out(self, action: npt.NDArray[np.floating]) -> Iterator[None]:
         """Moves through one key-pose action (A,), yielding after every control tick.
@@ -71,7 +71,7 @@ class ArmController:
             )
         data = self._world.data
         delta, rotation, opening = self._spec.split(action)
-        tool = self._world.tool_point()
+        tool = self._tool_point()
         if self._spec.translation == "absolute":
             delta = delta - tool
         if self._spec.rotation == "delta":
@@ -94,3 +94,7 @@ class ArmController:
             mujoco.mj_step(self._world.model, data, self._substeps)
             self._world.refresh()
             yield
+
+    def _tool_point(self) -> Vector:
+        """(3,) tool centre point in the base frame."""
+        return self._world.tool_point() - self._world.base

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from recorders.sim.cloud import sample_cloud
 from recorders.sim.controller import ArmController, refuse_spec
 from recorders.sim.kinematics import ArmKinematics
-from recorders.sim.scene import build_scene
+from recorders.sim.scene import Scene, build_scene
 from recorders.sim.sensor import FRONT, RayCamera
 from recorders.sim.tasks import find_task
 from recorders.sim.tasks.base import Scenario
@@ -28,7 +28,7 @@ __all__ = ["MAX_STEPS", "SCENE_VERSION", "VIEW", "Environment", "StepOutcome", "
 MAX_STEPS = 16
 VIEW = "front"
 
-SCENE_VERSION = 2
+SCENE_VERSION = 3
 """Counts up whenever a seed would give another scene, so that traces of different scenes are never taken for one."""
 
 _HELD_TICKS = 8
@@ -117,7 +117,7 @@ class Environment:
         scenario = self._draw(rng)
         scene = build_scene(scenario, rng)
         world = scene.world
-        camera = RayCamera(world.model, FRONT, world.segmentation_classes(), scene.light) if self._sensor else None
+        camera = self._camera(scene) if self._sensor else None
         controller = ArmController(world, self.action_spec, self._kinematics)
         self._episode = _Episode(seed, scenario, world, controller, camera)
         return self._observe()
@@ -139,6 +139,11 @@ class Environment:
         episode.steps += 1
         episode.done = success or episode.steps >= self.max_steps
         return StepOutcome(self._observe(), success, episode.done, self.phase)
+
+    @staticmethod
+    def _camera(scene: Scene) -> RayCamera:
+        world = scene.world
+        return RayCamera(world.model, FRONT, world.segmentation_classes(), scene.light, world.base)
 
     @property
     def _running(self) -> _Episode:

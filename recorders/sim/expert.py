@@ -25,7 +25,7 @@ class Expert:
         goal = scenario.next_pose(world)
         tool = world.tool_point()
         place = cylindrical_step(tool, goal.point, scenario.stride)
-        translation = place if spec.translation == "absolute" else place - tool
+        translation = place - (world.base if spec.translation == "absolute" else tool)
         turn = goal.frame if spec.rotation == "absolute" else goal.frame @ world.tool_frame().T
         return np.concatenate([translation, rotation_values(spec.rotation_form, turn), [float(goal.open)]])
 

@@ -11,7 +11,7 @@ import numpy as np
 from recorders.sim.arm import ARM_JOINTS, HOME, add_arm
 from recorders.sim.geometry import heading, quaternion_z
 from recorders.sim.palette import draw_colours, shade
-from recorders.sim.sensor import Light
+from recorders.sim.sensor import FRONT, Light
 from recorders.sim.tasks.base import Disc, Scenario
 from recorders.sim.world import World
 
@@ -19,7 +19,13 @@ __all__ = ["Scene", "build_scene"]
 
 _BOX, _CYLINDER, _PLANE = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_PLANE
 _TABLES = ((0.66, 0.55, 0.43), (0.52, 0.42, 0.34), (0.60, 0.59, 0.57), (0.47, 0.48, 0.50))
-_FLOOR = (0.40, 0.41, 0.43, 1.0)
+_FLOOR, _STEEL = (0.40, 0.41, 0.43, 1.0), (0.28, 0.29, 0.31, 1.0)
+_FLOOR_BELOW = 0.90
+"""Metres from the arm's base down to the floor."""
+
+_TABLE_FRONT = 0.95
+"""Metres from the arm to the edge of the table on the camera's side, out of its view."""
+
 _CLEARANCE = 0.03
 """Metres of free table around every footprint."""
 
@@ -41,10 +47,9 @@ def build_scene(scenario: Scenario, rng: np.random.Generator) -> Scene:
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 10.0
-    table = (*_TABLES[int(rng.integers(len(_TABLES)))], 1.0)
-    spec.worldbody.add_geom(name="floor", type=_PLANE, size=[3, 3, 0.1], pos=[0, 0, -0.72], rgba=_FLOOR)
-    spec.worldbody.add_geom(name="table", type=_BOX, size=[0.65, 0.80, 0.02], pos=[0.30, 0, -0.02], rgba=table)
-    add_arm(spec)
+    _add_table(spec, scenario.mount, rng)
+    add_arm(spec, scenario.mount)
+    _add_stand(spec, scenario.mount)
     scenario.add_to(spec)
     _add_distractors(spec, scenario, rng)
     model = spec.compile()
@@ -53,6 +58,35 @@ def build_scene(scenario: Scenario, rng: np.random.Generator) -> Scene:
     scenario.start(world)
     mujoco.mj_forward(model, world.data)
     return Scene(world, _draw_light(rng))
+
+
+def _add_table(spec: mujoco.MjSpec, mount: float, rng: np.random.Generator) -> None:
+    """A table of any depth and width. Where its edges lie in the picture does not hang on its height, so tells nothing.
+
+    An edge that is so many times farther from the camera than the camera is above the table is always seen in one line.
+    """
+    colour = (*_TABLES[int(rng.integers(len(_TABLES)))], 1.0)
+    eye_x, _, eye_z = FRONT.translation
+    far, width = (eye_z + mount) * rng.uniform((1.40, 0.72), (2.20, 1.10))
+    depth = 0.5 * (_TABLE_FRONT - eye_x + float(far))
+    spec.worldbody.add_geom(
+        name="table",
+        type=_BOX,
+        size=[depth, float(width), 0.02],
+        pos=[_TABLE_FRONT - depth, 0, -0.02],
+        rgba=colour,
+    )
+
+
+def _add_stand(spec: mujoco.MjSpec, mount: float) -> None:
+    """What carries the arm: a deck on two posts behind it, which hides from the camera where they meet the table."""
+    floor = mount - _FLOOR_BELOW
+    spec.worldbody.add_geom(name="floor", type=_PLANE, size=[3, 3, 0.1], pos=[0, 0, floor], rgba=_FLOOR)
+    stand = spec.worldbody.add_body(name="robot_stand", pos=[0, 0, mount])
+    stand.add_geom(type=_BOX, size=[0.15, 0.11, 0.004], pos=[-0.05, 0, 0.004], rgba=_STEEL)
+    for side in (-0.09, 0.09):
+        post = [0.015, 0.015, 0.5 * _FLOOR_BELOW]
+        stand.add_geom(type=_BOX, size=post, pos=[-0.18, side, -0.5 * _FLOOR_BELOW], rgba=_STEEL)
 
 
 def _draw_light(rng: np.random.Generator) -> Light:

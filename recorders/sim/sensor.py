@@ -37,7 +37,7 @@ class SegmentationClass(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """One lamp at `position` (metres, base frame); `strength` of its diffuse part, `ambient` of the sky, in 0 ... 1."""
+    """One lamp at `position` (metres, as in `World`); `strength` of its diffuse part, `ambient` of the sky, in 0 ... 1."""
 
     position: tuple[float, float, float]
     strength: float
@@ -77,12 +77,21 @@ FRONT = look_at((1.20, 0.0, 0.88), (0.27, 0.0, 0.04), 58.0)
 class RayCamera:
     """Casts one ray through every pixel centre of `camera` into one compiled scene.
 
-    `classes`: (ngeom,) uint8 segmentation class of every geom.
+    `classes`: (ngeom,) uint8 segmentation class of every geom. `base`: (3,) origin of the base frame, in which the
+    camera is posed and points are told.
     """
 
-    def __init__(self, model: mujoco.MjModel, camera: Camera, classes: npt.NDArray[np.uint8], light: Light) -> None:
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        camera: Camera,
+        classes: npt.NDArray[np.uint8],
+        light: Light,
+        base: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self._model, self._classes, self._light = model, classes, light
-        self._eye = np.asarray(camera.translation, np.float64)
+        self._base = np.zeros(3) if base is None else base
+        self._eye = self._base + np.asarray(camera.translation, np.float64)
         columns, rows = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
         rays = np.stack(
             [(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones_like(columns)], axis=-1
@@ -108,7 +117,7 @@ class RayCamera:
             rgb=np.rint(np.clip(rgb, 0.0, 1.0) * 255).astype(np.uint8).reshape(*self._shape, 3),
             depth=np.where(hit, distance * self._axial, 0.0).astype(np.float32).reshape(self._shape),
             segmentation=classes.astype(np.uint8).reshape(self._shape),
-            points=points.astype(np.float32).reshape(*self._shape, 3),
+            points=(points - self._base).astype(np.float32).reshape(*self._shape, 3),
         )
 
     def _brightness(

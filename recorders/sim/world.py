@@ -24,7 +24,10 @@ _CLASSES = {
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`model` and `data` of MuJoCo. Positions in metres, base frame; angles in radians."""
+    """`model` and `data` of MuJoCo. Positions in metres from the point of the table below the arm; angles in radians.
+
+    The axes are those of the arm's base frame, whose origin is `base`: what policies see and do is measured from there.
+    """
 
     model: mujoco.MjModel
     data: mujoco.MjData
@@ -34,6 +37,11 @@ class World:
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
+
+    @property
+    def base(self) -> Vector:
+        """(3,) origin of the arm's base frame: how high above the table is not always the same."""
+        return self.position("robot")
 
     def tool_point(self) -> Vector:
         """(3,) tool centre point."""

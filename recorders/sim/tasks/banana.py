@@ -12,7 +12,7 @@ import numpy as np
 
 from recorders.sim.geometry import Vector, cylindrical_step, frame_from, heading, quaternion_z, rotated
 from recorders.sim.palette import draw_colours, shade
-from recorders.sim.tasks.base import Disc, ToolPose, draw_opposite_azimuths
+from recorders.sim.tasks.base import MOUNTS, Disc, ToolPose, draw_opposite_azimuths
 from recorders.sim.world import World
 
 __all__ = ["BananaScenario", "draw_banana"]
@@ -82,6 +82,7 @@ def draw_banana(rng: np.random.Generator) -> BananaScenario:
         place=(float(place[0]), float(place[1])),
         yaw=math.atan2(place[1], place[0]) + float(rng.uniform(-_TURNED, _TURNED)) + math.pi * int(rng.integers(2)),
         instruction=_SENTENCES[int(rng.integers(len(_SENTENCES)))].format(colours[0]),
+        mount=float(rng.uniform(*MOUNTS)),
     )
 
 
@@ -95,6 +96,7 @@ class BananaScenario:
     place: tuple[float, float]
     yaw: float
     instruction: str
+    mount: float
 
     @property
     def colours(self) -> tuple[str, str]:

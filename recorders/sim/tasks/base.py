@@ -12,14 +12,21 @@ import numpy as np
 from recorders.sim.geometry import Vector
 from recorders.sim.world import World
 
-__all__ = ["WIDEST_AZIMUTH", "Disc", "DrawScenario", "Scenario", "ToolPose", "draw_opposite_azimuths"]
+__all__ = ["MOUNTS", "WIDEST_AZIMUTH", "Disc", "DrawScenario", "Scenario", "ToolPose", "draw_opposite_azimuths"]
 
 WIDEST_AZIMUTH = math.radians(52.0)
 """Half the sector about the base, in radians, in which objects are placed."""
 
 
+MOUNTS = (0.02, 0.20)
+"""Metres that the base of the arm stands above the table, and the camera with it: the least and the most.
+
+Drawn for every scene. A picture alone then does not tell how far away things are; points do.
+"""
+
+
 class Disc(NamedTuple):
-    """A patch of the table, metres in the base frame, that nothing else may stand on."""
+    """A patch of the table, metres from the arm, that nothing else may stand on."""
 
     x: float
     y: float
@@ -52,6 +59,10 @@ class Scenario(Protocol):
     @property
     def footprints(self) -> tuple[Disc, ...]:
         """Where distractors may not stand: the objects and the room the arm needs."""
+
+    @property
+    def mount(self) -> float:
+        """Metres that the arm, and the camera with it, stands above the table, within MOUNTS."""
 
     @property
     def stride(self) -> float:

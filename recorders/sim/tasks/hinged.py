@@ -11,7 +11,7 @@ import numpy as np
 
 from recorders.sim.geometry import Vector, frame_from, heading, quaternion_z
 from recorders.sim.palette import draw_colours, shade
-from recorders.sim.tasks.base import WIDEST_AZIMUTH, Disc, ToolPose, draw_opposite_azimuths
+from recorders.sim.tasks.base import MOUNTS, WIDEST_AZIMUTH, Disc, ToolPose, draw_opposite_azimuths
 from recorders.sim.world import World
 
 __all__ = ["BOX", "FRIDGE", "LAPTOP", "HingedKind", "HingedScenario", "draw_hinged"]
@@ -69,7 +69,7 @@ BOX = HingedKind(
     openings=(1.7, 2.0),
     distance=0.44,
     apart=0.60,
-    stride=0.055,
+    stride=0.065,
 )
 LAPTOP = HingedKind(
     sentences=(
@@ -133,7 +133,7 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = Fa
     """Target and twin of one size on different sides: radius ± 3 cm, yaw ± 20 degrees, any opening of the kind.
 
     `narrow`: the target always stands on the left, and a door's hinge too, x ± 2 cm, y ± 6 cm, yaw ± 14 degrees about
-    one place: scenes that need no eyes, to show that a policy without them can learn.
+    one place, and the arm at one height: scenes that need no eyes, to show that a policy without them can learn.
     """
     size = float(rng.uniform(0.93, 1.07))
     colours = draw_colours(rng, 2)
@@ -142,7 +142,7 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = Fa
         places = (_near(side * usual, kind.distance, rng) for side in (1.0, -1.0))
     else:
         places = (
-            (azimuth, kind.distance + float(rng.uniform(-0.03, 0.03)), azimuth + float(rng.uniform(-0.35, 0.35)))
+            (azimuth, kind.distance + float(rng.uniform(-0.10, 0.10)), azimuth + float(rng.uniform(-0.35, 0.35)))
             for azimuth in draw_opposite_azimuths(rng, kind.apart, kind.nearest)
         )
     placed = [
@@ -151,7 +151,8 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = Fa
     ]
     sentence = kind.sentences[int(rng.integers(len(kind.sentences)))]
     hand = 1.0 if narrow or rng.random() < 0.5 else -1.0
-    return HingedScenario(kind, size, hand, placed[0], placed[1], sentence.format(colours[0]))
+    mount = 0.5 * sum(MOUNTS) if narrow else float(rng.uniform(*MOUNTS))
+    return HingedScenario(kind, size, hand, placed[0], placed[1], sentence.format(colours[0]), mount)
 
 
 def _near(azimuth: float, distance: float, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -170,6 +171,7 @@ class HingedScenario:
     target: _Placed
     twin: _Placed
     instruction: str
+    mount: float
 
     @property
     def colours(self) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from recorders.sim.geometry import Vector, frame_from, heading, quaternion_z
 from recorders.sim.palette import draw_colours, shade
-from recorders.sim.tasks.base import Disc, ToolPose, draw_opposite_azimuths
+from recorders.sim.tasks.base import MOUNTS, Disc, ToolPose, draw_opposite_azimuths
 from recorders.sim.world import World
 
 __all__ = ["SweepScenario", "draw_sweep"]
@@ -75,6 +75,7 @@ def draw_sweep(rng: np.random.Generator) -> SweepScenario:
         block_yaw=float(rng.uniform(-math.pi, math.pi)),
         block_half=float(rng.uniform(0.025, 0.029)),
         instruction=_SENTENCES[int(rng.integers(len(_SENTENCES)))].format(colours[0]),
+        mount=float(rng.uniform(*MOUNTS)),
     )
 
 
@@ -89,6 +90,7 @@ class SweepScenario:
     block_yaw: float
     block_half: float
     instruction: str
+    mount: float
 
     @property
     def colours(self) -> tuple[str, str]:
@@ -109,7 +111,7 @@ class SweepScenario:
     @property
     def stride(self) -> float:
         """Metres that the expert moves the tool in one key pose."""
-        return 0.085
+        return 0.10
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Adds both dustpans and the block."""

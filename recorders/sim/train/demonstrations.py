@@ -229,8 +229,8 @@ def _labels(environment: Environment, observation: Observation) -> dict[str, npt
     """What the auxiliary losses are told about one frame; see `Demonstration`."""
     world = environment.world
     item = _item(world)
-    goal = environment.scenario.next_pose(world).point
-    places = np.stack([goal, world.position("target"), item]).astype(np.float32)
+    goal = environment.scenario.next_pose(world).point - world.base
+    places = np.stack([goal, world.position("target") - world.base, item]).astype(np.float32)
     depth, classes = observation.depth[VIEW], observation.segmentation[VIEW]
     xyz = _unprojected(depth, environment.camera)
     moved = np.less(np.linalg.norm(xyz - item, axis=-1), _ITEM_RADIUS)  # nowhere without an item: its place is NaN
@@ -246,10 +246,10 @@ def _labels(environment: Environment, observation: Observation) -> dict[str, npt
 
 
 def _item(world: World) -> npt.NDArray[np.float64]:
-    """(3,) place of the loose thing that the task moves, NaN in tasks without one."""
+    """(3,) place in the base frame of the loose thing that the task moves, NaN in tasks without one."""
     if mujoco.mj_name2id(world.model, mujoco.mjtObj.mjOBJ_BODY, "target_item") < 0:
         return np.full(3, np.nan)
-    return world.position("target_item")
+    return world.position("target_item") - world.base
 
 
 def _unprojected(depth: npt.NDArray[np.float32], camera: Camera) -> npt.NDArray[np.float64]:
