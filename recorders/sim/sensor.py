@@ -37,7 +37,7 @@ class SegmentationClass(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """One lamp at `position` (metres, as in `World`); `strength` of its diffuse part, `ambient` of the sky, in 0 ... 1."""
+    """One lamp at `position` (metres, as in `World`); `strength` of its diffuse part, `ambient` of the sky: 0 ... 1."""
 
     position: tuple[float, float, float]
     strength: float

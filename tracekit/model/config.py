@@ -190,7 +190,7 @@ def reference() -> MLAConfig:
         intermediate_size=352,
         vocab_size=WordTokenizer(REFERENCE_WORDS).size,
         action_spec=ActionSpec(),
-        state=_reference_range((-0.2, -0.6, 0.0), (0.65, 0.6, 0.6)),
+        state=_reference_range((-0.2, -0.6, -0.2), (0.65, 0.6, 0.6)),
         action=_reference_range((-0.15,) * 3, (0.15,) * 3),
         image_width=64,
         point_width=24,
