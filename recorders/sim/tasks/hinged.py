@@ -50,6 +50,7 @@ class HingedKind:
     apart: float
     stride: float
     nearest: float = 0.1
+    spread: float = 0.10
     upright: bool = False
     hollow: bool = True
 
@@ -106,6 +107,7 @@ FRIDGE = HingedKind(
     apart=0.95,
     stride=0.09,
     nearest=0.30,
+    spread=0.07,
     upright=True,
 )
 
@@ -130,7 +132,7 @@ class _Placed(NamedTuple):
 
 
 def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = False) -> HingedScenario:
-    """Target and twin of one size on different sides: radius ± 3 cm, yaw ± 20 degrees, any opening of the kind.
+    """Target and twin of one size on different sides: radius up to the kind's `spread` off, yaw ± 20 degrees, any opening of the kind.
 
     `narrow`: the target always stands on the left, and a door's hinge too, x ± 2 cm, y ± 6 cm, yaw ± 14 degrees about
     one place, and the arm at one height: scenes that need no eyes, to show that a policy without them can learn.
@@ -142,7 +144,7 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = Fa
         places = (_near(side * usual, kind.distance, rng) for side in (1.0, -1.0))
     else:
         places = (
-            (azimuth, kind.distance + float(rng.uniform(-0.10, 0.10)), azimuth + float(rng.uniform(-0.35, 0.35)))
+            (azimuth, kind.distance + float(rng.uniform(-kind.spread, kind.spread)), azimuth + float(rng.uniform(-0.35, 0.35)))
             for azimuth in draw_opposite_azimuths(rng, kind.apart, kind.nearest)
         )
     placed = [

@@ -51,7 +51,7 @@ def corners_of(world, root):
     for geom in geoms_of(world, root):
         centre, half = model.geom_aabb[geom][:3], model.geom_aabb[geom][3:]
         points.append(data.geom_xpos[geom] + (centre + CORNERS * half) @ data.geom_xmat[geom].reshape(3, 3).T)
-    return np.concatenate(points)
+    return np.concatenate(points) - world.base
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names():
