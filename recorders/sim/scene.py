@@ -83,10 +83,10 @@ def _add_stand(spec: mujoco.MjSpec, mount: float) -> None:
     floor = mount - _FLOOR_BELOW
     spec.worldbody.add_geom(name="floor", type=_PLANE, size=[3, 3, 0.1], pos=[0, 0, floor], rgba=_FLOOR)
     stand = spec.worldbody.add_body(name="robot_stand", pos=[0, 0, mount])
-    stand.add_geom(type=_BOX, size=[0.15, 0.11, 0.004], pos=[-0.05, 0, 0.004], rgba=_STEEL)
-    for side in (-0.09, 0.09):
-        post = [0.015, 0.015, 0.5 * _FLOOR_BELOW]
-        stand.add_geom(type=_BOX, size=post, pos=[-0.18, side, -0.5 * _FLOOR_BELOW], rgba=_STEEL)
+    stand.add_geom(name="deck", type=_BOX, size=[0.15, 0.11, 0.004], pos=[-0.05, 0, 0.004], rgba=_STEEL)
+    half = 0.5 * _FLOOR_BELOW
+    for name, side in (("left_post", 0.09), ("right_post", -0.09)):
+        stand.add_geom(name=name, type=_BOX, size=[0.015, 0.015, half], pos=[-0.18, side, -half], rgba=_STEEL)
 
 
 def _draw_light(rng: np.random.Generator) -> Light:

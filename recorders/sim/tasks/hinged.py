@@ -132,7 +132,7 @@ class _Placed(NamedTuple):
 
 
 def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = False) -> HingedScenario:
-    """Target and twin of one size on different sides: radius up to the kind's `spread` off, yaw ± 20 degrees, any opening of the kind.
+    """Target and twin of one size on different sides: distance ± the kind's `spread`, yaw ± 20 degrees, any opening.
 
     `narrow`: the target always stands on the left, and a door's hinge too, x ± 2 cm, y ± 6 cm, yaw ± 14 degrees about
     one place, and the arm at one height: scenes that need no eyes, to show that a policy without them can learn.
@@ -144,7 +144,11 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = Fa
         places = (_near(side * usual, kind.distance, rng) for side in (1.0, -1.0))
     else:
         places = (
-            (azimuth, kind.distance + float(rng.uniform(-kind.spread, kind.spread)), azimuth + float(rng.uniform(-0.35, 0.35)))
+            (
+                azimuth,
+                kind.distance + float(rng.uniform(-kind.spread, kind.spread)),
+                azimuth + float(rng.uniform(-0.35, 0.35)),
+            )
             for azimuth in draw_opposite_azimuths(rng, kind.apart, kind.nearest)
         )
     placed = [
