@@ -77,10 +77,6 @@ class World:
         """(3, 3) frame of a body."""
         return np.array(self.data.body(body).xmat).reshape(3, 3)
 
-    def speed(self, body: str) -> float:
-        """Largest component of a free body's velocity, metres and radians per second."""
-        return float(np.abs(self.data.body(body).cvel).max())
-
     def touching(self, first: str, second: str) -> bool:
         """Whether the trees rooted in bodies `first` and `second` are in contact."""
         roots = self.model.body_rootid[self.model.geom_bodyid[self.data.contact.geom]]

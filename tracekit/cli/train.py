@@ -16,7 +16,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is taken up.", metavar="DIR")],
     data: Annotated[Path, typer.Option(help="Folder of demonstrations; missing ones are recorded.", metavar="DIR")],
     steps: Annotated[int | None, typer.Option(help="Training steps; 12000, or 2000 for a blind policy.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on later.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Stop after so long, recording not counted; the same command goes on.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, separated by commas; all by default.", metavar="T[,T…]")
@@ -42,7 +44,7 @@ def train(
     from tracekit.cli._names import names
 
     plan = TrainingPlan(
-        tasks=tuple(names(tasks, "--tasks")) if tasks else TASKS,
+        tasks=tuple(names(tasks, "--tasks")) if tasks is not None else TASKS,
         episodes=episodes,
         steps=steps if steps is not None else 2000 if blind else 12_000,
         seed=seed,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recorders.sim.train.losses import WEIGHTS
-from recorders.sim.train.plan import KEPT_TOKENS
+from recorders.sim.train.plan import KEPT_TOKENS, thinned_steps
 from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS
 
 __all__ = ["model_card"]
@@ -68,7 +68,7 @@ def _dropout(training: Mapping[str, Any]) -> str:
     plan = training["plan"]
     if plan["blind"]:
         return "every visual token, always"
-    last = int(plan["steps"] * plan["thinned"])
+    last = thinned_steps(plan["steps"], plan["thinned"])
     if last == 0:
         return "none: every step saw all tokens"
     seen = "" if training["step"] > last else "; **those have not begun: these weights know thinned tokens only**"

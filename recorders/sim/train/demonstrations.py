@@ -56,7 +56,7 @@ class Demonstration:
     `images`: T + 1 compressed frames, see `image`. `points`: (T + 1, 1024, 3) float32 m. `state`: (T, A) float64.
     `action`: (T, A) float64, the expert's clean answer. `landmarks`: (T, 3, 3) float32 m of `LANDMARKS`, NaN where the
     task has none. `patch_xyz`: (T, 256, 3) float32 m, mean place of what a patch shows, NaN where nothing was hit.
-    `patch_pixels`: (T, 256, 2) uint8, pixels of the named object and of other objects. `patch_named` is the first.
+    `patch_pixels`: (T, 256, 2) uint8, pixels of the named object, and of other objects (stored, read by no loss).
     """
 
     task: str

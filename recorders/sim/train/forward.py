@@ -43,7 +43,8 @@ class Hidden:
     the middle of the network.
     `late_image`, `late_state`: as the last layer is given them, `final_image`, `final_points`, `final_state` as
     it leaves them. `looked`: (B, 2, N) logarithm of the attention that the state row gives to image tokens in
-    the first two heads of the middle layer. `image`, `points`: (N,) and (M,) indices of the kept tokens.
+    the first two heads of the middle layer, `looked_points`: (B, M) of what it gives to point tokens in the third.
+    `image`, `points`: (N,) and (M,) indices of the kept tokens.
     """
 
     image: Tensor

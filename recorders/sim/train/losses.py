@@ -87,7 +87,10 @@ def noise_loss(hidden: Hidden, noise: Tensor) -> Tensor:
 
 
 def auxiliary_losses(heads: AuxiliaryHeads, hidden: Hidden, labels: Labels) -> dict[str, Tensor]:
-    """Unweighted losses by name, those of `WEIGHTS`; for a blind policy the two that need no visual token."""
+    """Unweighted losses by name, those of `WEIGHTS`.
+
+    For a blind policy two: the others need visual tokens, or prepare a search among them (`colour`).
+    """
     state = heads.late_norm(hidden.late_state)
     landmarks = heads.landmarks(state).view_as(labels.landmarks)
     answer = heads.clean_action(state).view_as(labels.action)

@@ -10,11 +10,14 @@ from recorders.sim.tasks import TASKS, find_task
 from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS
 from tracekit.errors import ConfigError
 
-__all__ = ["KEPT_TOKENS", "TrainingPlan"]
+__all__ = ["KEPT_TOKENS", "MOST_EPISODES", "TrainingPlan", "thinned_steps"]
 
 KEPT_TOKENS = 96
 """Tokens of each modality that are kept, at random, in every thinned step: it costs a third. The second half of a run
 always sees all of them, so that no policy is hardened against pruning."""
+
+MOST_EPISODES = 100_000
+"""Demonstrations per task. More would not fit into memory, and those of a million would reach the held-out seeds."""
 
 _HELD_OUT = 12
 
@@ -44,10 +47,12 @@ class TrainingPlan:
         for name in ("episodes", "steps", "batch", "draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: give at least 1")
+        if self.episodes > MOST_EPISODES:
+            raise ConfigError(f"--episodes {self.episodes}: give at most {MOST_EPISODES} per task")
         if not 0 <= self.thinned <= 0.5:
             raise ConfigError(f"--thinned {self.thinned}: a share of the steps from 0 to 0.5; the rest sees all tokens")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: give a non-negative integer")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed {self.seed}: give an integer from 0 to 2^63 - 1")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ConfigError(f"--tasks {','.join(self.tasks)}: name at least one task, and each once")
         for task in self.tasks:
@@ -72,8 +77,13 @@ class TrainingPlan:
     @property
     def thinned_steps(self) -> int:
         """Steps, from the first on, that see thinned tokens."""
-        return 0 if self.blind else int(self.steps * self.thinned)
+        return 0 if self.blind else thinned_steps(self.steps, self.thinned)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self) | {"tasks": list(self.tasks)}
+
+
+def thinned_steps(steps: int, share: float) -> int:
+    """Steps, from the first on, that see thinned tokens where `share` of `steps` steps do."""
+    return int(steps * share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -78,13 +79,14 @@ def train(
     """Record what demonstrations of `plan` are missing in `data`, then train into the folder `out`.
 
     A folder that holds an unfinished run of the same plan is taken up where it stopped, with the same losses as if it
-    had not. `resume`: a policy directory to start from, with a fresh optimiser. `hours`: stop after so much time, to be
-    taken up later. `policy`: what to train instead of a fresh reference policy.
+    had not. `resume`: a policy directory to start from, with a fresh optimiser. `hours`: stop after so much time of
+    training (recording does not count), to be taken up later. `policy`: what to train instead of a fresh reference
+    policy.
 
     Raises ConfigError for another plan's folder or an unusable option, PolicyError and TraceError for damaged input.
     """
-    if threads < 1 or (hours is not None and hours <= 0):
-        raise ConfigError(f"--threads {threads}, --hours {hours}: both must be positive")
+    if threads < 1 or not (hours is None or (math.isfinite(hours) and hours > 0)):
+        raise ConfigError(f"--threads {threads}, --hours {hours}: both must be positive numbers")
     start_from = policy or fresh_policy(plan)
     before: tuple[dict[str, Any], ...] = ()
     if resume is not None:

@@ -1,4 +1,4 @@
-"""Which seeds of the simulator are for training, so that no evaluation ever meets a scene that was trained on."""
+"""Which seeds of the simulator are for training and for its held-out loss: `evaluate` takes neither."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ VALIDATION_SEEDS = 2_000_000
 
 
 def refuse_training_seeds(seed: int, episodes: int) -> None:
-    """Raise ConfigError unless seeds `seed` ... `seed` + `episodes` - 1 are all below the first training seed."""
-    if seed < 0 or seed + episodes > TRAINING_SEEDS:
+    """Raise ConfigError unless seeds `seed` ... `seed` + `episodes` - 1 are at least 0 and below the training seeds."""
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: give a non-negative integer")
+    if seed + episodes > TRAINING_SEEDS:
         raise ConfigError(
             f"--seed {seed} with {episodes} episodes: seeds from {TRAINING_SEEDS} on are for training; evaluate on "
             "seeds below"

@@ -148,7 +148,11 @@ class Trainer:
 def held_out_losses(
     policy: MLA, heads: AuxiliaryHeads, frames: Frames, plan: TrainingPlan, count: int
 ) -> dict[str, float]:
-    """Losses of `policy` on `count` frames of `frames`, with all tokens, the same frames and noise at every call."""
+    """Losses of `policy` on `count` frames of `frames`, with all tokens, the same frames and noise at every call.
+
+    Few frames make a noisy figure: it compares weights on the same frames and says little by itself. `heads` are those
+    of the moment beside averaged weights, so the auxiliary losses are somewhat higher than averaged heads would give.
+    """
     policy.eval()
     sums: dict[str, float] = {}
     indices = np.random.default_rng(0).permutation(len(frames))[:count].tolist()

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from tests import small  # noqa: F401  # registers the policy `small`
 from tracekit.cli.app import app
-from tracekit.errors import TracekitError
+from tracekit.errors import ConfigError, TracekitError
 from tracekit.store import Trace
 
 
@@ -52,6 +52,12 @@ def test_evaluate_runs_the_configurations_of_a_grid(tmp_path):
 def test_evaluate_says_that_untrained_weights_say_nothing():
     done = run("evaluate", "--task", "close_box", "--episodes", 1, "--policy", "small")
     assert "random weights" in done.stdout
+
+
+def test_training_no_task_at_all_is_not_training_all_of_them(tmp_path):
+    done = run("train", "--out", tmp_path / "run", "--data", tmp_path / "data", "--tasks", "")
+    assert isinstance(done.exception, ConfigError)
+    assert "--tasks ''" in str(done.exception)
 
 
 def test_the_policy_can_drive_a_recording(tmp_path):

@@ -12,8 +12,8 @@ from recorders.sim.train import run as running
 from recorders.sim.train import train
 from recorders.sim.train.batches import Frames, make_batch
 from recorders.sim.train.demonstrations import LANDMARKS, Demonstration, demonstration_path, record_demonstrations
-from recorders.sim.train.plan import TrainingPlan
-from recorders.sim.train.seeds import TRAINING_SEEDS, refuse_training_seeds
+from recorders.sim.train.plan import MOST_EPISODES, TrainingPlan
+from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS, refuse_training_seeds
 from tests.small import WIDTHS
 from tracekit.errors import ConfigError, TraceError
 from tracekit.model import MLA, REFERENCE_WORDS, WordTokenizer, initialise, load_policy_directory, reference
@@ -197,6 +197,8 @@ def test_every_epoch_shows_every_frame_once(demonstrations, plan):
         ({"tasks": ("close_boks",)}, "close_box"),
         ({"tasks": ("close_box", "close_box")}, "each once"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**63}, "--seed 9223372036854775808"),
+        ({"episodes": 1_000_012}, "--episodes 1000012: give at most 100000"),
     ],
 )
 def test_unusable_plans_are_refused(wrong, message):
@@ -204,7 +206,17 @@ def test_unusable_plans_are_refused(wrong, message):
         TrainingPlan(**wrong)
 
 
+@pytest.mark.parametrize("hours", [float("nan"), float("inf"), 0.0, -1.0])
+def test_hours_that_never_end_or_are_none_are_refused(plan, tmp_path, hours):
+    with pytest.raises(ConfigError, match="--hours"):
+        train(tmp_path / "run", tmp_path / "data", plan, policy=tiny(), hours=hours)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_seeds_are_kept_from_evaluations():
     refuse_training_seeds(0, TRAINING_SEEDS)
+    with pytest.raises(ConfigError, match="--seed -1: give a non-negative"):
+        refuse_training_seeds(-1, 2)
+    assert TrainingPlan(episodes=MOST_EPISODES).demonstrations[-1][1] < VALIDATION_SEEDS
     with pytest.raises(ConfigError, match="are for training"):
         refuse_training_seeds(TRAINING_SEEDS - 1, 2)
