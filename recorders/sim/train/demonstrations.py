@@ -7,12 +7,10 @@ which a policy has to find back, and the label there says how.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from numcodecs import Blosc
 
 from recorders.sim.environment import SCENE_VERSION, VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
+from recorders.sim.processes import carried_out
 from recorders.sim.sensor import SegmentationClass
 from recorders.sim.world import World
 from tracekit.camera import Camera
@@ -148,11 +147,12 @@ def record_demonstrations(
     """Record what of `plan`, pairs of task and seed, is not in `folder` yet; returns the number of new episodes.
 
     Each episode is a file of its own, so a stopped run loses the episode it was in and is taken up by the next.
+    Raises ConfigError for an unusable number of processes and TraceError where a file cannot be written or a process
+    was killed.
     """
-    if processes < 1:
-        raise ConfigError(f"{processes} processes: give at least 1")
     missing = [(task, seed) for task, seed in plan if not demonstration_path(folder, task, seed).exists()]
-    for done, _ in enumerate(_carried_out(folder, missing, processes)):
+    again = "the same command goes on where it stopped, give it fewer --threads"
+    for done, _ in enumerate(carried_out(partial(_Recording, folder), missing, processes, again)):
         if progress is not None:
             progress("recording demonstrations", done + 1, len(missing))
     return len(missing)
@@ -167,31 +167,19 @@ def demonstrations_digest(folder: Path, plan: Sequence[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
-def _carried_out(folder: Path, plan: Sequence[tuple[str, int]], processes: int) -> Iterator[None]:
-    if processes == 1 or len(plan) < 2:
-        for task, seed in plan:
-            _record(folder, task, seed)
-            yield
-        return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_record, folder, task, seed) for task, seed in plan]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield
-        finally:
-            pool.shutdown(cancel_futures=True)
+class _Recording:
+    """One process's part: an environment of every task that it has met."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._environments: dict[str, Environment] = {}
 
-def _record(folder: Path, task: str, seed: int) -> None:
-    _demonstrate(_environment(task), seed).save(demonstration_path(folder, task, seed))
-
-
-@cache
-def _environment(task: str) -> Environment:
-    environment = Environment(task)
-    environment.max_steps = _LONGEST
-    return environment
+    def __call__(self, job: tuple[str, int]) -> None:
+        task, seed = job
+        if task not in self._environments:
+            self._environments[task] = Environment(task)
+            self._environments[task].max_steps = _LONGEST
+        _demonstrate(self._environments[task], seed).save(demonstration_path(self._folder, task, seed))
 
 
 def _demonstrate(environment: Environment, seed: int) -> Demonstration:
