@@ -11,6 +11,7 @@ from typing import Any, Literal
 from recorders.recorder import Recorder
 from recorders.sim.environment import VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
+from recorders.sim.limits import refuse_episodes
 from recorders.sim.tasks import find_task
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration
@@ -20,14 +21,10 @@ from tracekit.policy import Precision, load_policy
 from tracekit.sizes import shapes_of, step_bytes
 from tracekit.store import EpisodeInfo, Trace
 
-__all__ = ["MOST_EPISODES", "Driver", "RecordingSummary", "as_driver", "record_simulator"]
+__all__ = ["Driver", "RecordingSummary", "as_driver", "record_simulator", "refuse_recorded"]
 
 Driver = Literal["expert", "policy"]
 """Who moves the arm. Where the expert does, the policy's actions are computed and not executed (a shadow run)."""
-
-
-MOST_EPISODES = 100_000
-"""Per task and call: more is a slip of the finger."""
 
 
 def as_driver(name: str) -> Driver:
@@ -91,19 +88,19 @@ def record_simulator(
 ) -> RecordingSummary:
     """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into `out`, with `reuse = none` and free FPS starts.
 
-    Raises ConfigError for an unknown task, a count below 1 or a negative seed, PolicyError if the policy does not take
-    the simulator's observations, TraceError if an episode is in the trace already or the trace was recorded otherwise;
-    all of these before anything is written. `announce` is told the bytes per step by key before the first one.
+    Raises ConfigError for an unknown task, an unusable count, or seeds that are negative or, where the policy drives,
+    for training, PolicyError if the policy does not take the simulator's observations, TraceError if an episode is in
+    the trace already or the trace was recorded otherwise; all of these before anything is written. `announce` is told
+    the bytes per step by key before the first one.
     """
-    if not 1 <= episodes <= MOST_EPISODES:
-        raise ConfigError(f"--episodes {episodes}: give 1 to {MOST_EPISODES}")
+    refuse_episodes(episodes, seed, policy_drives=drive == "policy")
     if len(set(tasks)) < len(tasks):
         raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
     for task in tasks:
         find_task(task)
     plan = [(task, seed + index) for task in tasks for index in range(episodes)]
     path = Path(out)
-    _refuse_recorded(path, [_episode_id(task, number) for task, number in plan])
+    refuse_recorded(path, plan)
     config = Configuration()
     loaded = load_policy(policy, Precision(dtype=config.execution.dtype))
     controller = Controller(loaded, config)
@@ -164,9 +161,11 @@ def _episode_id(task: str, seed: int) -> str:
     return f"{task}-{seed}"
 
 
-def _refuse_recorded(path: Path, ids: Sequence[str]) -> None:
+def refuse_recorded(path: Path, plan: Sequence[tuple[str, int]]) -> None:
+    """Raise TraceError if an episode of `plan`, pairs of task and seed, is in the trace `path` already."""
     if path.exists():
         known = {info.id for info in Trace.open(path).episodes}
-        for name in ids:
+        for task, seed in plan:
+            name = _episode_id(task, seed)
             if name in known:
                 raise TraceError(f"{path}: episode {name!r} is already there; record other seeds or into another trace")

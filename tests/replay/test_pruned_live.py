@@ -7,7 +7,6 @@ import pytest
 
 from recorders import Recorder
 from recorders.sim.evaluate import Case, evaluate
-from recorders.sim.evaluate import run as running
 from replay import Replay, replay_decisions
 from tests.small import make_policy
 from tracekit import keys
@@ -40,11 +39,9 @@ LAGGED = {"mode": "lagged", "refresh_every": 3}
 @pytest.fixture(scope="module", autouse=True)
 def short_episodes():
     patch = pytest.MonkeyPatch()
-    running._environment.cache_clear()
     patch.setattr("recorders.sim.environment.MAX_STEPS", STEPS)
     yield
     patch.undo()
-    running._environment.cache_clear()
 
 
 def record(path, config, tasks=("close_box",), policy="small"):

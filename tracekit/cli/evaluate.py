@@ -47,7 +47,8 @@ def evaluate(
         Path | None, typer.Option(help="Results per episode; a run that was stopped goes on.", metavar="FILE")
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(help="Record the episodes of one configuration.", metavar="TRACE")
+        Path | None,
+        typer.Option(help="Record the episodes of one configuration; a stopped one does not go on.", metavar="TRACE"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +70,7 @@ def evaluate(
         configurations += [one for _, one in load_grid(grid).configurations()]
     configurations = configurations or [unpruned()]
     cases = [Case(configuration.name, configuration, policy) for configuration in configurations]
-    cases += [control_case(name, policy, no_eyes) for name in controls]
+    cases += [control_case(name, policy, no_eyes, like=configurations[0]) for name in controls]
     with progress_reporter() as report:
         result = run_evaluation(
             cases,
@@ -86,7 +87,9 @@ def evaluate(
         return
     screen = console()
     screen.print(result.table())
-    if no_eyes is None:
-        screen.print("No blind policy at hand, so its row is missing: tracekit train --blind, then --blind DIR.")
+    if len(result.tasks) > 1:
+        screen.print(result.task_table())
+    if result.no_blind_row is not None:
+        screen.print(f"No control: {result.no_blind_row}.")
     if not result.trained:
-        screen.print("[yellow]The policy has random weights: its success says nothing.[/yellow]")
+        screen.print("The policy has random weights: its success says nothing.", style="yellow")

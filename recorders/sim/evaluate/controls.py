@@ -2,7 +2,7 @@
 
 `no_visual`, `no_image` and `no_points` drop every token of both modalities or of one, at every step, by the engine's
 own way of dropping rows. `wrong_instruction` names the twin's colour. `blind` runs the policy that was trained without
-eyes on the same demonstrations.
+eyes on the same demonstrations; it is shown no visual token in any other row either.
 """
 
 from __future__ import annotations
@@ -74,17 +74,25 @@ class _DropEverything(Configuration):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of a table: `policy` (name or directory) under `configuration`, told the truth or not."""
+    """One row of a table: `policy` (name or directory) under `configuration`, told the truth or not.
+
+    `must_be_blind`: the row means nothing for a policy that has eyes, and is refused for it.
+    """
 
     name: str
     configuration: Configuration
     policy: str
     wrong_instruction: bool = False
+    must_be_blind: bool = False
 
     def with_threads(self, threads: int) -> Case:
         """The same row computed with `threads` threads."""
         execution = replace(self.configuration.execution, threads=threads)
         return replace(self, configuration=replace(self.configuration, execution=execution))
+
+    def without_eyes(self) -> Case:
+        """The same row with every visual token dropped: how a policy that was trained blind has to be run."""
+        return replace(self, configuration=_dropping(self.name, "both", self.configuration))
 
 
 def unpruned() -> Configuration:
@@ -94,24 +102,38 @@ def unpruned() -> Configuration:
     )
 
 
-def control_case(control: str, policy: str, blind: str | None) -> Case:
+def control_case(control: str, policy: str, blind: str | None, like: Configuration | None = None) -> Case:
     """The row of `control` for `policy`; `blind` is the directory of the policy without eyes, if there is one.
 
-    Raises ConfigError for an unknown control and for `blind` without such a policy.
+    It is computed (reuse, arithmetic) as `like` is, by default as `unpruned()`, so that the two differ in the control
+    alone. Raises ConfigError for an unknown control and for `blind` without such a policy.
     """
-    base = unpruned()
+    base = like or unpruned()
     if control == "wrong_instruction":
-        return Case(control, replace(base, name=control), policy, wrong_instruction=True)
+        return Case(control, _unpruned_like(control, base), policy, wrong_instruction=True)
     if control not in _DROPPED:
         raise ConfigError(f"--control {control}: choose one of {', '.join(CONTROLS)}")
     if control == "blind" and blind is None:
         raise ConfigError(
             "--control blind: no blind policy at hand; train one with `tracekit train --blind`, give --blind"
         )
-    config = _DropEverything(
-        name=control, pruner=_DropConfig(_DROPPED[control]), reuse=base.reuse, execution=base.execution
-    )
-    return Case(control, config, blind if control == "blind" and blind else policy)
+    config = _dropping(control, _DROPPED[control], base)
+    if control == "blind" and blind:
+        return Case(control, config, blind, must_be_blind=True)
+    return Case(control, config, policy)
+
+
+def _dropping(name: str, modalities: Literal["both", "2d", "3d"], like: Configuration) -> Configuration:
+    return _DropEverything(name, pruner=_DropConfig(modalities), reuse=_reuse(like), execution=like.execution)
+
+
+def _unpruned_like(name: str, like: Configuration) -> Configuration:
+    return Configuration(name, reuse=_reuse(like), execution=like.execution)
+
+
+def _reuse(like: Configuration) -> ReuseConfig:
+    """The reuse of `like`; a cache out of which rows are cut needs a pruner that looks, so here none is cut."""
+    return replace(like.reuse, kv="reprefill")
 
 
 def swap_colours(instruction: str, colours: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from recorders.sim.blind import is_blind
 from recorders.sim.evaluate.controls import Case
 from recorders.sim.evaluate.episode import EpisodeOutcome
 from recorders.sim.evaluate.statistics import PairedDifference, paired_difference, wilson_interval
@@ -21,8 +22,8 @@ __all__ = ["CaseResult", "Evaluation"]
 class CaseResult:
     """One case over all tasks and seeds. `paired`: against the first case, None for that one itself.
 
-    `by_task`: successes and episodes of every task; `by_seed`: task -> seed -> success. `seconds` and rates as in
-    `EpisodeOutcome`.
+    `by_task`: successes and episodes of every task; `by_seed`: task -> seed -> success; `paired_by_task`: as `paired`,
+    task by task, empty for the first case. Times and shares of tokens are those of `EpisodeOutcome`.
     """
 
     case: Case
@@ -31,6 +32,7 @@ class CaseResult:
     by_seed: Mapping[str, Mapping[int, bool]]
     outcomes: tuple[EpisodeOutcome, ...]
     paired: PairedDifference | None
+    paired_by_task: Mapping[str, PairedDifference]
 
     @property
     def successes(self) -> int:
@@ -57,7 +59,6 @@ class CaseResult:
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `configurations`."""
-        paired = self.paired
         return {
             "name": self.case.name,
             "success_rate": self.success_rate,
@@ -70,6 +71,7 @@ class CaseResult:
                     "interval": list(wilson_interval(won, count)),
                     "successes": won,
                     "episodes": count,
+                    "paired": _paired_json(self.paired_by_task.get(task)),
                 }
                 for task, (won, count) in self.by_task.items()
             },
@@ -79,14 +81,8 @@ class CaseResult:
             "steps": float(np.mean([outcome.steps for outcome in self.outcomes])),
             "step_ms": {"p50": self.step_ms(50), "p95": self.step_ms(95)},
             "pruned": {"image": self.pruned("image"), "point": self.pruned("point")},
-            "paired": None
-            if paired is None
-            else {
-                "difference": paired.rate,
-                "interval": list(paired.interval),
-                "gained": paired.gained,
-                "lost": paired.lost,
-            },
+            "paired": _paired_json(self.paired),
+            "labels": list(self.case.configuration.labels),
             "policy": self.identity.to_json(),
             "configuration": self.case.configuration.to_json(),
             "wrong_instruction": self.case.wrong_instruction,
@@ -122,7 +118,11 @@ class Evaluation:
             here = [outcome.success for outcome in outcomes]
             there = [outcome.success for outcome in results[0].outcomes] if results else None
             paired = None if there is None else paired_difference(here, there)
-            results.append(CaseResult(own[0][0], identities[own[0][0].policy], by_task, by_seed, outcomes, paired))
+            task_by_task = (
+                {task: _paired_seeds(won, results[0].by_seed[task]) for task, won in by_seed.items()} if results else {}
+            )
+            identity = identities[own[0][0].policy]
+            results.append(CaseResult(own[0][0], identity, by_task, by_seed, outcomes, paired, task_by_task))
         seeds = [seed for _, _, seed, _ in episodes]
         return cls(tuple(results), tuple(results[0].by_task), (min(seeds), max(seeds)))
 
@@ -131,12 +131,20 @@ class Evaluation:
         """Whether every policy that was run has trained weights."""
         return all(result.identity.trained for result in self.cases)
 
+    @property
+    def no_blind_row(self) -> str | None:
+        """Why no row is of a policy without eyes, None where one is."""
+        if any(is_blind(result.identity) for result in self.cases):
+            return None
+        return "no row of a blind policy; train one with `tracekit train --blind`, then give --blind DIR"
+
     def to_json(self) -> dict[str, Any]:
         """The object that `evaluate --json` prints."""
         return {
             "tasks": list(self.tasks),
             "seeds": list(self.seeds),
             "policy_trained": self.trained,
+            "no_blind_row": self.no_blind_row,
             "configurations": [result.to_json() for result in self.cases],
         }
 
@@ -152,7 +160,7 @@ class Evaluation:
             low, high = result.interval
             tasks = [f"{won}/{count}" for won, count in result.by_task.values()] if len(self.tasks) > 1 else []
             table.add_row(
-                result.case.name,
+                _named(result.case),
                 f"{result.successes}/{len(result.outcomes)} = {100 * result.success_rate:.0f} %",
                 f"{100 * low:.0f} to {100 * high:.0f}",
                 *tasks,
@@ -162,6 +170,47 @@ class Evaluation:
                 f"{100 * result.pruned('image'):.0f} / {100 * result.pruned('point'):.0f} %",
             )
         return table
+
+    def task_table(self) -> Table:
+        """One row per case and task, with intervals and paired differences of each task."""
+        table = Table(title="The same, task by task")
+        table.add_column("configuration")
+        table.add_column("task")
+        for heading in ("success", "95 %", "paired difference"):
+            table.add_column(heading, justify="right")
+        for result in self.cases:
+            for task, (won, count) in result.by_task.items():
+                low, high = wilson_interval(won, count)
+                table.add_row(
+                    _named(result.case),
+                    task,
+                    f"{won}/{count} = {100 * won / count:.0f} %",
+                    f"{100 * low:.0f} to {100 * high:.0f}",
+                    _difference(result.paired_by_task.get(task)),
+                )
+        return table
+
+
+def _named(case: Case) -> str:
+    """Name and, where they change what the numbers mean, labels of the configuration."""
+    labels = case.configuration.labels
+    return f"{case.name} ({', '.join(labels)})" if labels else case.name
+
+
+def _paired_seeds(here: Mapping[int, bool], there: Mapping[int, bool]) -> PairedDifference:
+    seeds = sorted(here)
+    return paired_difference([here[seed] for seed in seeds], [there[seed] for seed in seeds])
+
+
+def _paired_json(paired: PairedDifference | None) -> dict[str, Any] | None:
+    if paired is None:
+        return None
+    return {
+        "difference": paired.rate,
+        "interval": list(paired.interval),
+        "gained": paired.gained,
+        "lost": paired.lost,
+    }
 
 
 def _difference(paired: PairedDifference | None) -> str:

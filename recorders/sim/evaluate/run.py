@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from recorders.recorder import Recorder
+from recorders.sim.blind import is_blind
 from recorders.sim.environment import Environment
 from recorders.sim.evaluate.controls import Case
 from recorders.sim.evaluate.episode import EpisodeOutcome, run_episode
+from recorders.sim.evaluate.known import add_episode, known_episodes
 from recorders.sim.evaluate.results import Evaluation
+from recorders.sim.limits import refuse_episodes
+from recorders.sim.processes import MOST_PROCESSES, carried_out
+from recorders.sim.record import refuse_recorded
 from recorders.sim.tasks import find_task
-from recorders.sim.train.seeds import refuse_training_seeds
-from tracekit.actions import ActionSpec
 from tracekit.digest import digest_json
 from tracekit.engine import Controller
-from tracekit.errors import ConfigError, TraceError
+from tracekit.errors import ConfigError, PolicyError
 from tracekit.policy import Policy, PolicyIdentity, Precision, load_policy
 
 __all__ = ["evaluate"]
 
-Job = tuple[Case, str, int]
-
 THREADS = 1
 """Per process. Small policies gain little from a second one, and a second process gains more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One episode: `seed` of `task` under `case`, by the policy that has `identity`."""
+
+    case: Case
+    task: str
+    seed: int
+    identity: PolicyIdentity
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that the episode's outcome depends on, the machine apart."""
+        configuration = {key: value for key, value in self.case.configuration.to_json().items() if key != "name"}
+        return digest_json(
+            {
+                "policy": [self.identity.config_digest, self.identity.weights_digest],
+                "configuration": configuration,
+                "wrong_instruction": self.case.wrong_instruction,
+                "scene": Environment.version(),
+                "task": self.task,
+                "seed": self.seed,
+            }
+        )
 
 
 def evaluate(
@@ -46,123 +69,146 @@ def evaluate(
     """Run every one of `cases` on seeds `seed` ... `seed` + `episodes` - 1 of each of `tasks`.
 
     `out`: JSON lines, one per finished episode; those of the same policy, configuration and scene that are there
-    already are not run again. `record`: trace to write, for one case in one process. Every step computes with one
-    thread, whatever the configurations say, but for a recorded one: a replay compares itself with the configuration as
-    it was given. Raises ConfigError for what cannot be run, before the first episode.
+    already are not run again. `record`: trace to write, for one case in one process; it is not taken up after a stop.
+    Every step computes with one thread, whatever the configurations say, but for a recorded one: a replay compares
+    itself with the configuration as it was given. A blind policy is run with every visual token dropped, whatever its
+    case says.
+
+    Raises before the first episode: ConfigError for what cannot be run, PolicyError for a policy that cannot be loaded,
+    TraceError for an `out` that holds something else and for a `record` that has one of the episodes or was recorded
+    otherwise. Later: PolicyError where a policy does not fit the simulator or was replaced meanwhile, TraceError where
+    a process was killed.
     """
-    if episodes < 1 or processes < 1:
-        raise ConfigError(f"--episodes {episodes}, --processes {processes}: both must be at least 1")
-    refuse_training_seeds(seed, episodes)
-    names = [case.name for case in cases]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"configurations {', '.join(names)}: two share a name; give each file another `name`")
+    refuse_episodes(episodes, seed, policy_drives=True)
+    _refuse_request(cases, tasks, processes)
+    if record is None:
+        cases = [case.with_threads(THREADS) for case in cases]
+    policies = _Policies()
+    identities = {case.policy: policies.load(case).identity for case in cases}
+    cases = [_shown_what_it_was_trained_on(case, identities[case.policy]) for case in cases]
+    if record is not None:
+        if len(cases) > 1 or processes > 1 or cases[0].configuration.kind == "drop":
+            raise ConfigError(
+                "--record: records one configuration in one process; no control that drops a modality, no blind policy"
+            )
+        refuse_recorded(record, [(task, seed + i) for task in tasks for i in range(episodes)])
+    jobs = [
+        _Job(case, task, seed + i, identities[case.policy]) for i in range(episodes) for task in tasks for case in cases
+    ]
+    known = {} if out is None or record is not None else known_episodes(out)
+    keys = [job.key for job in jobs]
+    missing = [job for job, key in zip(jobs, keys, strict=True) if key not in known]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    for done, (job, outcome) in enumerate(_outcomes(missing, policies, processes, record)):
+        known[job.key] = outcome
+        if out is not None:
+            add_episode(out, {"key": job.key, "name": job.case.name, "task": job.task, "seed": job.seed}, outcome)
+        if progress is not None:
+            progress("running episodes", done + 1, len(missing))
+    return Evaluation.of(
+        [(job.case, job.task, job.seed, known[key]) for job, key in zip(jobs, keys, strict=True)], identities
+    )
+
+
+def _refuse_request(cases: Sequence[Case], tasks: Sequence[str], processes: int) -> None:
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise ConfigError(f"--processes {processes}: give 1 to {MOST_PROCESSES}")
+    for name, rows in Counter(case.name for case in cases).items():
+        if rows > 1:
+            raise ConfigError(
+                f"{name}: {rows} rows have this name; name each control once, give each configuration its own"
+            )
     if len(set(tasks)) < len(tasks):
         raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
     for task in tasks:
         find_task(task)
-    if record is not None and (len(cases) > 1 or processes > 1 or cases[0].configuration.kind == "drop"):
-        raise ConfigError("--record: records one configuration in one process, and no control that drops a modality")
-    if record is None:
-        cases = [case.with_threads(THREADS) for case in cases]
-    identities = {case.policy: _policy(case.policy, case.configuration.execution.dtype).identity for case in cases}
-    jobs: list[Job] = [(case, task, seed + i) for i in range(episodes) for task in tasks for case in cases]
-    known = {} if out is None or record is not None else _known(out)
-    keys = {job: _key(job, identities[job[0].policy]) for job in jobs}
-    missing = [job for job in jobs if keys[job] not in known]
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    for done, (job, outcome) in enumerate(_carried_out(missing, processes, record)):
-        known[keys[job]] = outcome
-        if out is not None:
-            line = {"key": keys[job], "name": job[0].name, "task": job[1], "seed": job[2], **outcome.to_json()}
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        if progress is not None:
-            progress("running episodes", done + 1, len(missing))
-    return Evaluation.of(
-        [(case, task, number, known[keys[case, task, number]]) for case, task, number in jobs], identities
-    )
 
 
-def _carried_out(jobs: Sequence[Job], processes: int, record: Path | None) -> Iterator[tuple[Job, EpisodeOutcome]]:
-    if processes == 1 or len(jobs) < 2:
-        yield from _recorded(jobs, record) if record is not None else ((job, _run(job)) for job in jobs)
+def _shown_what_it_was_trained_on(case: Case, identity: PolicyIdentity) -> Case:
+    if is_blind(identity):
+        return case.without_eyes()
+    if case.must_be_blind:
+        raise ConfigError(f"--blind {case.policy}: this policy has eyes; give one from `tracekit train --blind`")
+    return case
+
+
+def _outcomes(
+    jobs: Sequence[_Job], policies: _Policies, processes: int, record: Path | None
+) -> Iterator[tuple[_Job, EpisodeOutcome]]:
+    if record is not None:
+        yield from _recorded(jobs, policies, record)
         return
-    with ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(THREADS,),
-    ) as pool:
-        pending = {pool.submit(_run, job): job for job in jobs}
-        try:
-            for finished in as_completed(pending):
-                yield pending[finished], finished.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    again = "with --out the same command goes on where it stopped; give it fewer --processes"
+    # Policies are loaded anew in other processes and are at hand in this one.
+    start = partial(_Episodes, policies if processes == 1 or len(jobs) < 2 else None)
+    yield from carried_out(start, jobs, processes, again)
 
 
-def _recorded(jobs: Sequence[Job], record: Path) -> Iterator[tuple[Job, EpisodeOutcome]]:
-    case = jobs[0][0]
-    controller = _controller(case)
+def _recorded(jobs: Sequence[_Job], policies: _Policies, record: Path) -> Iterator[tuple[_Job, EpisodeOutcome]]:
+    case = jobs[0].case
+    running = _Episodes(policies)
+    controller = running.controller(jobs[0])
     source = {"kind": "simulator", **Environment.version()}
     with Recorder(record, controller, driver="policy", source=source) as recorder:
         for job in jobs:
-            environment = _environment(job[1], controller.policy.action_spec)
-            told = case.wrong_instruction
-            yield job, run_episode(controller, environment, job[2], wrong_instruction=told, recorder=recorder)
+            yield (
+                job,
+                run_episode(
+                    controller,
+                    running.environment(job, controller.policy),
+                    job.seed,
+                    wrong_instruction=case.wrong_instruction,
+                    recorder=recorder,
+                ),
+            )
 
 
-def _run(job: Job) -> EpisodeOutcome:
-    case, task, seed = job
-    controller = _controller(case)
-    environment = _environment(task, controller.policy.action_spec)
-    return run_episode(controller, environment, seed, wrong_instruction=case.wrong_instruction)
+class _Policies:
+    """Policies by name or directory and arithmetic, each loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, str], Policy] = {}
+
+    def load(self, case: Case) -> Policy:
+        key = (case.policy, case.configuration.execution.dtype)
+        if key not in self._loaded:
+            self._loaded[key] = load_policy(case.policy, Precision(dtype=key[1]))
+        return self._loaded[key]
 
 
-@cache
-def _policy(spec: str, dtype: str) -> Policy:
-    return load_policy(spec, Precision(dtype=dtype))
+class _Episodes:
+    """One process's part: policies, environments, and which configurations have been warmed up."""
 
+    def __init__(self, policies: _Policies | None = None) -> None:
+        self._policies = policies or _Policies()
+        self._environments: dict[tuple[str, str], Environment] = {}
+        self._warm: set[tuple[str, str]] = set()
 
-def _controller(case: Case) -> Controller:
-    return Controller(_policy(case.policy, case.configuration.execution.dtype), case.configuration)
+    def __call__(self, job: _Job) -> EpisodeOutcome:
+        controller = self.controller(job)
+        environment = self.environment(job, controller.policy)
+        return run_episode(controller, environment, job.seed, wrong_instruction=job.case.wrong_instruction)
 
+    def controller(self, job: _Job) -> Controller:
+        """A fresh controller for `job`; raises PolicyError where the policy is no longer the one that was asked for."""
+        policy = self._policies.load(job.case)
+        if policy.identity != job.identity:
+            raise PolicyError(f"{job.case.policy}: was replaced while it was evaluated; run the command again")
+        self._warm_up(job, policy)
+        return Controller(policy, job.case.configuration)
 
-@cache
-def _environment(task: str, spec: ActionSpec) -> Environment:
-    return Environment(task, spec)
+    def environment(self, job: _Job, policy: Policy) -> Environment:
+        """The environment of the job's task with the policy's actions."""
+        key = (job.case.policy, job.task)
+        if key not in self._environments:
+            self._environments[key] = Environment(job.task, policy.action_spec)
+        return self._environments[key]
 
-
-def _key(job: Job, identity: PolicyIdentity) -> str:
-    """Digest of everything that an episode's outcome depends on, the machine apart."""
-    case, task, seed = job
-    configuration = {key: value for key, value in case.configuration.to_json().items() if key != "name"}
-    return digest_json(
-        {
-            "policy": [identity.config_digest, identity.weights_digest],
-            "configuration": configuration,
-            "wrong_instruction": case.wrong_instruction,
-            "scene": Environment.version(),
-            "task": task,
-            "seed": seed,
-        }
-    )
-
-
-def _known(path: Path) -> dict[str, EpisodeOutcome]:
-    """Episodes by key that an earlier run left in `path`; a line that was cut off is run again."""
-    if not path.exists():
-        return {}
-    found: dict[str, EpisodeOutcome] = {}
-    lines = path.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            outcome = {key: entry[key] for key in EpisodeOutcome.__slots__}
-            found[entry["key"]] = EpisodeOutcome.from_json(outcome)
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise TraceError(f"{path}: line {number} is no episode ({error}); give --out another file") from error
-            path.write_text("".join(f"{kept}\n" for kept in lines[:-1]), "utf-8")
-    return found
+    def _warm_up(self, job: _Job, policy: Policy) -> None:
+        """One step that counts nowhere, by a controller of its own: first steps compile and allocate."""
+        key = (job.case.policy, job.case.configuration.digest)
+        if key not in self._warm:
+            self._warm.add(key)
+            observation = self.environment(job, policy).reset(job.seed)
+            Controller(policy, job.case.configuration).step(observation)

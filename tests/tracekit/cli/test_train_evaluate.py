@@ -13,12 +13,7 @@ from tracekit.store import Trace
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch):
-    from recorders.sim.evaluate import run
-
-    run._environment.cache_clear()
     monkeypatch.setattr("recorders.sim.environment.MAX_STEPS", 1)
-    yield
-    run._environment.cache_clear()
 
 
 def run(*arguments):
@@ -30,7 +25,7 @@ def test_evaluate_prints_one_object_with_stable_keys():
     done = run("evaluate", "--task", "close_box", *options)
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
-    assert set(data) == {"tasks", "seeds", "policy_trained", "configurations"}
+    assert set(data) == {"tasks", "seeds", "policy_trained", "no_blind_row", "configurations"}
     rows = data["configurations"]
     assert [row["name"] for row in rows][:2] == ["unpruned", "no_image"]
     for row in rows:

@@ -1,38 +1,27 @@
-"""Closed loop: pairing, controls, resumption, recording, and the statistics that are printed."""
+"""Closed loop: pairing, controls, recording, and what several calls and processes share."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from recorders.sim import Environment
 from recorders.sim.evaluate import Case, control_case, evaluate, unpruned
 from recorders.sim.evaluate import run as running
 from recorders.sim.evaluate.controls import swap_colours
 from recorders.sim.evaluate.episode import run_episode
-from recorders.sim.evaluate.statistics import paired_difference, wilson_interval
-from tests.small import make_config
+from tests.small import make_config, make_policy
 from tracekit.engine import Controller
-from tracekit.errors import ConfigError, TraceError
+from tracekit.errors import ConfigError, PolicyError, TraceError
+from tracekit.model import save_policy
 from tracekit.store import Trace
 
 TASK, SEED = "close_box", 3
 
 
-@pytest.fixture(autouse=True)
-def short_episodes(monkeypatch):
-    """Two key poses: enough for a mask to follow another."""
-    running._environment.cache_clear()
-    monkeypatch.setattr("recorders.sim.environment.MAX_STEPS", 2)
-    yield
-    running._environment.cache_clear()
-
-
-def case(name="unpruned", **changes):
-    return replace(Case(name, replace(unpruned(), name=name), "small"), **changes)
+pytestmark = pytest.mark.usefixtures("short_episodes")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +47,7 @@ def test_dropping_the_image_means_that_pixels_change_nothing(small_policy):
         assert np.array_equal(*actions) == same
 
 
-def test_cases_meet_the_same_scenes_and_are_paired_with_the_first():
+def test_cases_meet_the_same_scenes_and_are_paired_with_the_first(case):
     cases = [case(), case("again"), Case("naive", make_config("naive", "prefix_kv", rate=0.5, name="naive"), "small")]
     result = evaluate(cases, [TASK, "close_laptop"], 1, SEED)
     first, again, naive = result.cases
@@ -75,37 +64,14 @@ def test_cases_meet_the_same_scenes_and_are_paired_with_the_first():
     }
     assert all(set(seeds) == {str(data["seeds"][0] + i) for i in range(len(seeds))} for seeds in won.values())
     assert data["configurations"][0]["episodes"] == 2
+    assert {one["paired"] for one in data["configurations"][0]["by_task"].values()} == {None}
+    assert all(one["paired"]["difference"] == 0 for one in data["configurations"][1]["by_task"].values())
     json.dumps(data, allow_nan=False)
     assert result.table().row_count == 3
+    assert result.task_table().row_count == 6
 
 
-def test_a_stopped_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
-    out = tmp_path / "episodes.jsonl"
-    evaluate([case()], [TASK], 1, SEED, out=out)
-    with out.open("a") as file:
-        file.write('{"key": "cut o')
-    ran = []
-    real = running._run
-    monkeypatch.setattr(running, "_run", lambda job: ran.append(job[2]) or real(job))
-    whole = evaluate([case()], [TASK], 2, SEED, out=out)
-    assert ran == [SEED + 1]
-    assert len(whole.cases[0].outcomes) == 2
-    assert len(out.read_text().splitlines()) == 2
-    evaluate([case("another name")], [TASK], 2, SEED, out=out)
-    assert ran == [SEED + 1]
-    evaluate([case("naive", configuration=make_config("naive", "prefix_kv"))], [TASK], 1, SEED, out=out)
-    assert ran == [SEED + 1, SEED]
-
-
-def test_a_file_that_holds_something_else_is_refused(tmp_path):
-    out = tmp_path / "episodes.jsonl"
-    out.write_text("hello\n" * 2)
-    with pytest.raises(TraceError, match="line 1 is no episode"):
-        evaluate([case()], [TASK], 1, SEED, out=out)
-    assert out.read_text() == "hello\n" * 2
-
-
-def test_recorded_episodes_are_those_that_were_run(tmp_path):
+def test_recorded_episodes_are_those_that_were_run(tmp_path, case):
     path = tmp_path / "trace.zarr"
     result = evaluate([case()], [TASK], 1, SEED, record=path)
     trace = Trace.open(path)
@@ -136,18 +102,91 @@ def test_the_wrong_instruction_names_the_twin(small_policy):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changes", "message"),
     [
-        (([case()], [TASK], 0, 0), "--episodes 0"),
-        (([case()], [TASK], 1, 1_000_000), "are for training"),
-        (([case(), case()], [TASK], 1, 0), "share a name"),
-        (([case()], ["close_boks"], 1, 0), "close_box"),
-        (([case()], [TASK, TASK], 1, 0), "named twice"),
+        ({"episodes": 0}, "--episodes 0: give 1 to 100000"),
+        ({"episodes": 100_001}, "--episodes 100001: give 1 to 100000"),
+        ({"seed": -1}, "--seed -1: give a non-negative integer"),
+        ({"seed": 1_000_000}, "are for training"),
+        ({"processes": 0}, "--processes 0"),
+        ({"rows": 2}, "unpruned: 2 rows have this name; name each control once"),
+        ({"tasks": ["close_boks"]}, "close_box"),
+        ({"tasks": [TASK, TASK]}, "named twice"),
     ],
+    ids=str,
 )
-def test_unusable_requests_are_refused(arguments, message):
+def test_unusable_requests_are_refused_before_anything_is_written(changes, message, case, tmp_path):
+    asked = {"episodes": 1, "seed": 0, "tasks": [TASK], "rows": 1} | changes
     with pytest.raises(ConfigError, match=message):
-        evaluate(*arguments)
+        evaluate([case()] * asked.pop("rows"), **asked, out=tmp_path / "new" / "episodes.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_episode_that_a_trace_has_already_is_refused_before_the_first_one(tmp_path, case, small_trace, monkeypatch):
+    monkeypatch.setattr(running, "run_episode", lambda *_, **__: pytest.fail("an episode was run"))
+    with pytest.raises(TraceError, match="'close_laptop-3' is already there"):
+        evaluate([case()], [TASK, "close_laptop"], 3, 1, record=small_trace)
+
+
+def test_a_warm_up_changes_nothing_and_counts_nowhere(case, small_policy, monkeypatch):
+    moved = {True: [], False: []}
+    real = Environment.step
+
+    def watched(self, action):
+        moved[warm].append(np.array(action))
+        return real(self, action)
+
+    monkeypatch.setattr(Environment, "step", watched)
+    rows = [case(), Case("pruned", make_config("tri_stage", "prefix_kv", name="pruned"), "small")]
+    rows.append(Case("skipping", make_config("naive", "skip_frame", name="skipping"), "small"))
+    warm = True
+    result = evaluate(rows, [TASK], 2, SEED)
+    warm = False
+    for seed in (SEED, SEED + 1):
+        for row, found in zip(rows, result.cases, strict=True):
+            cold = run_episode(Controller(small_policy, row.configuration), Environment(TASK), seed)
+            met = found.outcomes[seed - SEED]
+            assert (cold.steps, cold.success) == (met.steps, met.success)
+            assert (cold.pruned_image, cold.pruned_point) == (met.pruned_image, met.pruned_point)
+    assert len(moved[True]) == len(moved[False]) == 12
+    assert np.array_equal(moved[True], moved[False])
+
+
+def test_weights_are_read_anew_by_every_call_and_none_others_are_taken(tmp_path, case, small_policy):
+    row = case(policy=str(tmp_path / "policy"))
+    save_policy(small_policy, tmp_path / "policy")
+    first = evaluate([row], [TASK], 1, SEED)
+    shutil.rmtree(tmp_path / "policy")
+    save_policy(make_policy(seed=2), tmp_path / "policy")
+    second = evaluate([row], [TASK], 1, SEED)
+    found, there = (result.cases[0].identity.weights_digest for result in (first, second))
+    assert found == small_policy.identity.weights_digest
+    assert there == make_policy(seed=2).identity.weights_digest
+    with pytest.raises(PolicyError, match="was replaced while it was evaluated"):
+        running._Episodes()(running._Job(row, TASK, SEED, small_policy.identity))
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path, case, small_policy, monkeypatch):
+    monkeypatch.undo()  # other processes know of no shorter episodes
+    save_policy(small_policy, tmp_path / "policy")
+    row = case(policy=str(tmp_path / "policy"))
+    results = [
+        evaluate([row], [TASK], 2, SEED, processes=processes, out=tmp_path / f"{processes}.jsonl")
+        for processes in (1, 2)
+    ]
+    one, two = ([replace(o, step_ms=()) for o in result.cases[0].outcomes] for result in results)
+    assert one == two
+    keys = [{json.loads(line)["key"] for line in path.read_text().splitlines()} for path in tmp_path.glob("*.jsonl")]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 2
+
+
+def test_labels_stand_beside_the_name(case):
+    row = case("cut", configuration=make_config("naive", "skip_frame", name="cut"))
+    result = evaluate([row], [TASK], 1, SEED)
+    assert list(result.table().columns[0].cells) == ["cut (reuse = skip_frame)"]
+    assert result.to_json()["configurations"][0]["labels"] == ["reuse = skip_frame"]
 
 
 def test_controls_that_cannot_be_had_are_refused():
@@ -156,34 +195,3 @@ def test_controls_that_cannot_be_had_are_refused():
     with pytest.raises(ConfigError, match="no blind policy at hand"):
         control_case("blind", "small", None)
     assert control_case("blind", "small", "elsewhere").policy == "elsewhere"
-
-
-def test_wilson_interval_of_known_rates():
-    # z = 1.959964: centre (p + z²/2n)/(1 + z²/n), reach z/(1 + z²/n)·√(p(1 - p)/n + z²/4n²)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson_interval(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_a_paired_difference_is_antisymmetric_and_inside_its_interval(pairs):
-    here, there = zip(*pairs, strict=True)
-    forward, backward = paired_difference(here, there), paired_difference(there, here)
-    assert forward.rate == pytest.approx(np.mean(here) - np.mean(there))
-    assert forward.interval == pytest.approx((-backward.interval[1], -backward.interval[0]))
-    low, high = forward.interval
-    shrunk = forward.rate * len(pairs) / (len(pairs) + 2)
-    assert -1 <= low <= shrunk <= high <= 1
-    assert high - low > 0
-
-
-def test_pairing_narrows_the_interval():
-    here = [True] * 30 + [False] * 20
-    agreeing = paired_difference(here, [True] * 25 + [False] * 25)
-    crossing = paired_difference(here, [False] * 25 + [True] * 25)
-    assert agreeing.rate == crossing.rate
-    assert np.ptp(agreeing.interval) < np.ptp(crossing.interval)
-
-
-def test_episodes_that_do_not_pair_are_refused():
-    with pytest.raises(ConfigError, match="do not pair"):
-        paired_difference([True], [True, False])
