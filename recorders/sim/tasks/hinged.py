@@ -101,7 +101,7 @@ FRIDGE = HingedKind(
     hinge_height=0.13,
     panel_length=0.17,
     panel_mass=0.25,
-    friction=0.06,
+    friction=0.25,
     openings=(0.8, 1.2),
     distance=0.49,
     apart=0.95,
@@ -235,7 +235,7 @@ class HingedScenario:
         length = self.kind.panel_length * self.size
         reached = abs(reach - _PUSH_AT * length)
         waiting = self._push_pose(world, angle, _BEHIND)
-        push = self._push_pose(world, max(angle - 0.55, -0.08), -0.004)
+        push = self._push_pose(world, max(angle - 0.55, -0.04), -0.004)
         if self.kind.upright:
             astray = max((reached - 0.05) / 0.05, (abs(sideways) - 0.04) / 0.05, (-0.01 - behind) / 0.03)
             return self._round_the_edge(world.tool_point(), push, waiting, float(np.clip(astray, 0.0, 1.0)))

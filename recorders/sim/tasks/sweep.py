@@ -27,14 +27,14 @@ _GEOM_BOX = mujoco.mjtGeom.mjGEOM_BOX
 _ITEM = "target_item"
 _WHITE = (0.95, 0.95, 0.93, 1.0)
 
-_DEPTH, _WIDTH, _WALL, _RIM = 0.066, 0.080, 0.004, 0.015
+_DEPTH, _WIDTH, _WALL, _RIM = 0.066, 0.095, 0.004, 0.015
 """Half extents of a dustpan, half the thickness and half the height of its walls, metres at size 1."""
 
 _FACE = 0.013
 """Metres from the tool centre point to the flat outer face of the closed jaws."""
 
-_PUSH_HEIGHT = 0.022
-_TRAVEL_HEIGHT = 0.10
+_PUSH_HEIGHT = 0.028
+_PUSH, _TRAVEL_HEIGHT = 0.085, 0.10
 _DOWN = np.array([0.0, 0.0, -1.0])
 
 
@@ -73,7 +73,7 @@ def draw_sweep(rng: np.random.Generator) -> SweepScenario:
         twin=pans[1],
         block=(float(block[0]), float(block[1])),
         block_yaw=float(rng.uniform(-math.pi, math.pi)),
-        block_half=float(rng.uniform(0.025, 0.029)),
+        block_half=float(rng.uniform(0.034, 0.038)),
         instruction=_SENTENCES[int(rng.integers(len(_SENTENCES)))].format(colours[0]),
         mount=float(rng.uniform(*MOUNTS)),
     )
@@ -111,7 +111,7 @@ class SweepScenario:
     @property
     def stride(self) -> float:
         """Metres that the expert moves the tool in one key pose."""
-        return 0.10
+        return 0.13
 
     def add_to(self, spec: mujoco.MjSpec) -> None:
         """Adds both dustpans and the block."""
@@ -154,7 +154,7 @@ class SweepScenario:
         contact = self.block_half + _FACE
         if tool[2] < _PUSH_HEIGHT + 0.025:
             astray = max((abs(sideways) - 0.025) / 0.03, (contact - 0.012 - behind) / 0.03)
-            point = block + forward * (self.stride - contact)
+            point = block + forward * (_PUSH - contact)
             return ToolPose(_between(point, tool, float(np.clip(astray, 0.0, 1.0))), frame, open=False)
         point = block - forward * (contact + 0.5 * self.block_half + 0.025)
         off = float(np.clip((np.hypot(*(tool - point)[:2]) - 0.025) / 0.04, 0.0, 1.0))
