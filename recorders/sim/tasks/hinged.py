@@ -36,7 +36,8 @@ class HingedKind:
     """Shape and placement of one kind of object. `half`: half extents (depth, width, height) in metres.
 
     Object frame: x points away from the arm, the origin is the middle of the near edge on the table. A lid's hinge lies
-    along y on the near edge at `hinge_height`; a door's stands upright on either end of the near edge, by seed.
+    along y on the near edge at `hinge_height`; a door's stands upright on either end of the near edge, by seed. `spread`: metres that it stands
+    nearer or farther than `distance` at most. `beyond`: radians past shut at which the expert still pushes.
     """
 
     sentences: tuple[str, ...]
@@ -51,6 +52,7 @@ class HingedKind:
     stride: float
     nearest: float = 0.1
     spread: float = 0.10
+    beyond: float = 0.08
     upright: bool = False
     hollow: bool = True
 
@@ -108,6 +110,7 @@ FRIDGE = HingedKind(
     stride=0.09,
     nearest=0.30,
     spread=0.07,
+    beyond=0.04,
     upright=True,
 )
 
@@ -235,7 +238,7 @@ class HingedScenario:
         length = self.kind.panel_length * self.size
         reached = abs(reach - _PUSH_AT * length)
         waiting = self._push_pose(world, angle, _BEHIND)
-        push = self._push_pose(world, max(angle - 0.55, -0.04), -0.004)
+        push = self._push_pose(world, max(angle - 0.55, -self.kind.beyond), -0.004)
         if self.kind.upright:
             astray = max((reached - 0.05) / 0.05, (abs(sideways) - 0.04) / 0.05, (-0.01 - behind) / 0.03)
             return self._round_the_edge(world.tool_point(), push, waiting, float(np.clip(astray, 0.0, 1.0)))

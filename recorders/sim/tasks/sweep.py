@@ -34,7 +34,10 @@ _FACE = 0.013
 """Metres from the tool centre point to the flat outer face of the closed jaws."""
 
 _PUSH_HEIGHT = 0.028
-_PUSH, _TRAVEL_HEIGHT = 0.085, 0.10
+_TRAVEL_HEIGHT = 0.10
+_PUSH = 0.085
+"""Metres that the block is pushed in one key pose: less than the tool travels, so that it keeps its course."""
+
 _DOWN = np.array([0.0, 0.0, -1.0])
 
 
