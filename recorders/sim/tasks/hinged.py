@@ -36,8 +36,9 @@ class HingedKind:
     """Shape and placement of one kind of object. `half`: half extents (depth, width, height) in metres.
 
     Object frame: x points away from the arm, the origin is the middle of the near edge on the table. A lid's hinge lies
-    along y on the near edge at `hinge_height`; a door's stands upright on either end of the near edge, by seed. `spread`: metres that it stands
-    nearer or farther than `distance` at most. `beyond`: radians past shut at which the expert still pushes.
+    along y on the near edge at `hinge_height`; a door's stands upright on either end of the near edge, by seed.
+    `spread`: metres that a thing stands nearer or farther than `distance` at most. `beyond`: radians past shut to which
+    the expert pushes.
     """
 
     sentences: tuple[str, ...]
