@@ -117,7 +117,7 @@ def _refuse_request(cases: Sequence[Case], tasks: Sequence[str], processes: int)
     for name, rows in Counter(case.name for case in cases).items():
         if rows > 1:
             raise ConfigError(
-                f"{name}: {rows} rows have this name; name each control once, give each configuration its own"
+                f"{name}: {rows} rows have this name; name each control once, each configuration differently"
             )
     if len(set(tasks)) < len(tasks):
         raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
@@ -139,7 +139,7 @@ def _outcomes(
     if record is not None:
         yield from _recorded(jobs, policies, record)
         return
-    again = "with --out the same command goes on where it stopped; give it fewer --processes"
+    again = "give fewer --processes; with --out, what is finished is not run again"
     # Policies are loaded anew in other processes and are at hand in this one.
     start = partial(_Episodes, policies if processes == 1 or len(jobs) < 2 else None)
     yield from carried_out(start, jobs, processes, again)

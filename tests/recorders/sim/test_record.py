@@ -42,7 +42,8 @@ def test_unusable_requests_are_refused_before_anything_is_simulated_or_written(t
     path = tmp_path / "trace"
     for tasks, episodes, seed, words in (
         (["close_box"], 0, 0, "--episodes 0"),
-        (["close_box"], 1, -1, "seed"),
+        (["close_box"], 100_001, 0, "give 1 to 100000"),
+        (["close_box"], 1, -1, "--seed -1: give a non-negative integer"),
         (["close_bok"], 1, 0, "close_box"),
         (["close_box", "close_box"], 1, 0, "twice"),
     ):
@@ -54,6 +55,14 @@ def test_unusable_requests_are_refused_before_anything_is_simulated_or_written(t
         with pytest.raises(PolicyError, match=words):
             record_simulator(["close_box"], 1, 0, path, policy=policy)
         assert not path.exists()
+
+
+@pytest.mark.usefixtures("no_simulation")
+def test_a_policy_drives_on_no_scene_that_is_for_training(tmp_path):
+    with pytest.raises(ConfigError, match="are for training"):
+        record_simulator(["close_box"], 2, 999_999, tmp_path / "trace", policy="small", drive="policy")
+    with pytest.raises(AssertionError, match="something was simulated"):
+        record_simulator(["close_box"], 2, 999_999, tmp_path / "trace", policy="small", drive="expert")
 
 
 def test_a_duplicate_is_refused_before_anything_is_simulated(tmp_path, small_trace, no_simulation):
