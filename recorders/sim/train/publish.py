@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from recorders.sim.train.card import model_card
-from recorders.sim.train.run import CARD, CURVE, POLICY, SUMMARY
-from tracekit.errors import TraceError, TracekitError
+from recorders.sim.train.folder import CARD, CURVE, POLICY, SUMMARY, replace_directory
+from tracekit.errors import ConfigError, TraceError, TracekitError
+from tracekit.model import load_policy_directory
 
 __all__ = ["publish"]
 
+_WEIGHTS = "model.safetensors"
 _LARGEST_BYTES = 8_000_000
 """What a wheel may carry of one policy."""
 
@@ -23,51 +26,104 @@ def publish(run: Path, destination: Path, evaluation: Path | None = None) -> boo
     """Copy policy, curve and card of the folder `run` to `destination`; False where what is there is not worse.
 
     Compared is the held-out noise loss, where both were measured on the same version of the scenes; the same weights
-    replace their own card. `evaluation`: output of
-    `evaluate --json`, for the card. Raises TraceError where the run has no held-out loss yet, its evaluation is of
-    other weights, or its weights are larger than 8 MB.
+    replace their own card. `evaluation`: output of `evaluate --json`, for the card.
+
+    Raises TraceError where the run has no held-out loss yet, its papers or its evaluation are of other weights, or its
+    weights are larger than 8 MB, ConfigError where `destination` is no published policy or is one of another kind: with
+    eyes where the run's is blind, or of other tasks. Nothing is touched then.
     """
     training = _read(run / SUMMARY)
+    card = _card(run, training, evaluation)
     if "noise" not in training["held_out"]:
         raise TraceError(f"{run}: no held-out loss yet, so nothing to compare; let it train on")
-    weights = run / POLICY / "model.safetensors"
-    if weights.stat().st_size > _LARGEST_BYTES:
-        raise TraceError(f"{weights}: more than the {_LARGEST_BYTES} bytes a wheel may carry; train a smaller policy")
-    results = None if evaluation is None else _read(evaluation)
-    if results is not None:
-        evaluated = {entry["policy"]["weights_digest"] for entry in results["configurations"]}
-        if training["weights_digest"] not in evaluated:
-            raise TraceError(f"{evaluation}: is of other weights than {run}; evaluate {run / POLICY}")
-    if (destination / SUMMARY).exists():
-        there = _read(destination / SUMMARY)
-        same = there["weights_digest"] == training["weights_digest"]
-        comparable = there.get("scene_version") == training["scene_version"]
-        if comparable and not same and there["held_out"]["noise"] <= training["held_out"]["noise"]:
-            return False
+    if os.path.lexists(destination) and not _worse(destination, training):
+        return False
     fresh = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
         shutil.copytree(run / POLICY, fresh)
-        for name in (CURVE, SUMMARY):
-            shutil.copy(run / name, fresh / name)
-        (fresh / CARD).write_text(model_card(training, results), "utf-8")
-        shutil.rmtree(destination, ignore_errors=True)
-        fresh.rename(destination)
+        shutil.copy(run / CURVE, fresh / CURVE)
+        (fresh / SUMMARY).write_text(json.dumps(training, indent=1) + "\n", "utf-8")
+        (fresh / CARD).write_text(card, "utf-8")
+        _inspect(fresh, run / POLICY, training["weights_digest"])
+        replace_directory(fresh, destination)
+    except OSError as error:
+        raise TraceError(f"{run}: cannot be copied to {destination} ({error}); check both places") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return True
 
 
+def _card(run: Path, training: dict[str, Any], evaluation: Path | None) -> str:
+    """The model card of `run`, with the results in `evaluation` if they are of its weights."""
+    results = None if evaluation is None else _read(evaluation)
+    try:
+        if results is not None:
+            evaluated = {entry["policy"]["weights_digest"] for entry in results["configurations"]}
+            if training["weights_digest"] not in evaluated:
+                raise TraceError(f"{evaluation}: is of other weights than {run}; evaluate {run / POLICY}")
+        return model_card(training, results)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TraceError(
+            f"{run / SUMMARY if evaluation is None else evaluation}: lacks what a card needs ({error!r}); give "
+            "the folder of a training run, and what `evaluate --json` printed"
+        ) from error
+
+
+def _worse(destination: Path, training: dict[str, Any]) -> bool:
+    """Whether what lies in `destination` is to be replaced by what `training` tells of."""
+    if not all((destination / name).is_file() for name in (SUMMARY, _WEIGHTS)):
+        raise ConfigError(
+            f"{destination}: is there and holds no published policy, so it is left alone; give a published policy or a "
+            "new path"
+        )
+    there = _read(destination / SUMMARY)
+    try:
+        for kind, old, new in (
+            ("blind", there["plan"]["blind"], training["plan"]["blind"]),
+            ("tasks", sorted(there["plan"]["tasks"]), sorted(training["plan"]["tasks"])),
+        ):
+            if old != new:
+                raise ConfigError(f"{destination}: holds a policy with {kind} {old}, and not {new}; publish elsewhere")
+        comparable = there.get("scene_version") == training.get("scene_version")
+        same = there["weights_digest"] == training["weights_digest"]
+        return same or not comparable or bool(training["held_out"]["noise"] < there["held_out"]["noise"])
+    except (KeyError, TypeError) as error:
+        raise TraceError(f"{destination / SUMMARY}: not of a training run ({error!r}); restore the file") from error
+
+
+def _inspect(copy: Path, origin: Path, digest: str) -> None:
+    """Raise TraceError unless the policy in `copy`, taken from `origin`, has weights `digest` and may be shipped."""
+    if load_policy_directory(copy).identity.weights_digest != digest:
+        raise TraceError(
+            f"{origin}: has other weights than {SUMMARY} beside it tells of; repeat `tracekit train` there"
+        )
+    if (copy / _WEIGHTS).stat().st_size > _LARGEST_BYTES:
+        raise TraceError(f"{origin}: more than the {_LARGEST_BYTES} bytes a wheel may carry; train a smaller policy")
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TraceError(f"{path}: cannot be read ({error}); give the folder of a training run") from error
+    if not isinstance(data, dict):
+        raise TraceError(f"{path}: not a JSON object; give the folder of a training run")
     return data
 
 
-if __name__ == "__main__":
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="publish", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a training run")
+    parser.add_argument("destination", type=Path, help="directory of the published policy")
+    parser.add_argument("evaluation", type=Path, nargs="?", help="what `tracekit evaluate --json` printed of it")
+    given = parser.parse_args()
     try:
-        better = publish(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+        better = publish(given.run, given.destination, given.evaluation)
     except TracekitError as error:
-        sys.exit(f"publish: {error}")
+        sys.stderr.write(f"publish: {error}\n")
+        sys.exit(2)
     sys.stdout.write("published\n" if better else "what is there is not worse: left as it is\n")
+
+
+if __name__ == "__main__":
+    _main()

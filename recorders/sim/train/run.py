@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,29 @@ from recorders.sim.environment import SCENE_VERSION
 from recorders.sim.train.batches import Frames
 from recorders.sim.train.card import model_card
 from recorders.sim.train.demonstrations import demonstrations_digest, record_demonstrations
-from recorders.sim.train.fresh import fresh_policy
+from recorders.sim.train.folder import (
+    CARD,
+    CURVE,
+    POLICY,
+    STATE,
+    SUMMARY,
+    cut_curve,
+    held_folder,
+    read_state,
+    replace_directory,
+    replace_text,
+    short,
+    write_state,
+)
+from recorders.sim.train.fresh import fresh_policy, is_blind
+from recorders.sim.train.interrupt import interrupts_wait
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.trainer import Trainer, held_out_losses
 from tracekit.actions import ActionSpec
 from tracekit.errors import ConfigError, PolicyError
-from tracekit.model import (
-    MLA,
-    load_policy_directory,
-    save_policy,
-)
+from tracekit.model import MLA, load_policy_directory, save_policy
 
 __all__ = ["TrainingSummary", "train"]
-
-CARD, CURVE, POLICY, STATE, SUMMARY = "MODEL_CARD.md", "curve.jsonl", "policy", "state.pt", "training.json"
 
 _SAVE_SECONDS = 300.0
 _EVERY_LOSS_UNTIL, _LOSS_EVERY, _HELD_OUT_EVERY = 200, 20, 250
@@ -91,6 +100,9 @@ def train(
     before: tuple[dict[str, Any], ...] = ()
     if resume is not None:
         start_from = load_policy_directory(resume)
+        if is_blind(start_from) != plan.blind:
+            kind, remedy = ("a policy with eyes", "leave out") if plan.blind else ("a blind policy", "add")
+            raise ConfigError(f"{resume}: holds {kind}; {remedy} --blind, or start from another")
         plan = replace(plan, resumed_from=start_from.identity.weights_digest)
         before = _earlier_runs(resume, start_from.identity.weights_digest)
     if start_from.action_spec != ActionSpec():
@@ -99,46 +111,41 @@ def train(
             f"simulator's {ActionSpec()}"
         )
     start_from.trained = True
-    out.mkdir(parents=True, exist_ok=True)
-    saved = _saved_state(out, plan)
-    record_demonstrations(data, [*plan.demonstrations, *plan.held_out], threads, progress)
-    digest = demonstrations_digest(data, plan.demonstrations)
-    if saved is not None and saved["demonstrations"] != digest:
-        raise ConfigError(f"{out}: began with other demonstrations than those in {data}; give --out another folder")
-    threads_before = torch.get_num_threads()
+    with held_folder(out):
+        saved = read_state(out)
+        if saved is not None:
+            _refuse_another(out, plan, saved["plan"])
+        record_demonstrations(data, [*plan.demonstrations, *plan.held_out], threads, progress)
+        digest = demonstrations_digest(data, plan.demonstrations)
+        if saved is not None and saved["demonstrations"] != digest:
+            raise ConfigError(f"{out}: began with other demonstrations than those in {data}; give --out another folder")
+        with _one_thread():
+            trainer = Trainer(start_from, Frames(data, plan.demonstrations), plan, threads)
+            run = _Run(out, trainer, Frames(data, plan.held_out), digest, before)
+            if saved is not None:
+                run.take_up(saved)
+            return run.finish(hours, progress)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Leave the threads to the trainer: torch's own are one."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = _Run(
-            out,
-            Trainer(start_from, Frames(data, plan.demonstrations), plan, threads),
-            Frames(data, plan.held_out),
-            digest,
-            before,
-        )
-        if saved is not None:
-            run.take_up(saved)
-        return run.finish(hours, progress)
+        yield
     finally:
-        torch.set_num_threads(threads_before)
+        torch.set_num_threads(before)
 
 
-def _saved_state(out: Path, plan: TrainingPlan) -> dict[str, Any] | None:
-    """The state that a run of `plan` left in `out`, if any."""
-    path = out / STATE
-    if not path.exists():
-        return None
-    try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True)
-        wanted, found = plan.to_json(), saved["plan"]
-    except (OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
-        raise PolicyError(f"{path}: cannot be read ({error}); remove the folder and train anew") from error
-    changed = sorted(key for key in wanted if wanted[key] != found.get(key))
+def _refuse_another(out: Path, plan: TrainingPlan, found: Any) -> None:
+    wanted = plan.to_json()
+    changed = sorted(key for key in wanted if not isinstance(found, dict) or wanted[key] != found.get(key))
     if changed:
         raise ConfigError(
             f"{out}: holds a run with another {', '.join(changed)}; repeat its options to go on, or give --out another "
             "folder"
         )
-    return saved
 
 
 def _earlier_runs(policy: Path, digest: str) -> tuple[dict[str, Any], ...]:
@@ -149,7 +156,7 @@ def _earlier_runs(policy: Path, digest: str) -> tuple[dict[str, Any], ...]:
                 found: dict[str, Any] = json.loads(path.read_text("utf-8"))
                 own = {key: value for key, value in found.items() if key != "before"}
                 earlier = (*found.get("before", ()), own)
-            except (OSError, ValueError, AttributeError) as error:
+            except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise PolicyError(f"{path}: cannot be read ({error}); mend or remove it") from error
             if found.get("weights_digest") == digest:
                 return earlier
@@ -165,42 +172,61 @@ class _Run:
         self._seconds, self._losses = 0.0, {}  # type: float, dict[str, float]
 
     def take_up(self, saved: dict[str, Any]) -> None:
-        self._trainer.restore(saved["trainer"])
-        self._seconds, self._losses = saved["seconds"], saved["held_out"]
-        lines = (self._out / CURVE).read_text("utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= self._trainer.step]
-        (self._out / CURVE).write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        try:
+            self._trainer.restore(saved["trainer"])
+            self._seconds, self._losses = float(saved["seconds"]), dict(saved["held_out"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PolicyError(
+                f"{self._out / STATE}: does not fit what is trained ({short(error)}); give --out another folder"
+            ) from error
+        cut_curve(self._out, self._trainer.step)
 
     def finish(self, hours: float | None, progress: Callable[[str, int, int], None] | None) -> TrainingSummary:
+        """Take the steps that are left. KeyboardInterrupt comes after the step it fell into, with all steps kept."""
         trainer, plan = self._trainer, self._trainer.plan
         began, saved_at, passed = time.perf_counter(), time.perf_counter(), self._seconds
         if trainer.step == 0:
             (self._out / CURVE).unlink(missing_ok=True)
-        with (self._out / CURVE).open("a", encoding="utf-8") as curve:
-            for losses in trainer.run():
-                now = time.perf_counter()
-                self._seconds = passed + now - began
-                step = trainer.step
-                entry: dict[str, Any] = {"step": step, "seconds": round(self._seconds, 1), **losses}
-                if step % _HELD_OUT_EVERY == 0 or step == plan.steps:
-                    self._losses = held_out_losses(
-                        trainer.average, trainer.heads, self._held_out, plan, _HELD_OUT_FRAMES
-                    )
-                    entry["held_out"] = self._losses
-                if step <= _EVERY_LOSS_UNTIL or step % _LOSS_EVERY == 0 or "held_out" in entry:
-                    curve.write(json.dumps(entry) + "\n")
-                if progress is not None:
-                    progress("training steps", step, plan.steps)
-                if now - saved_at > _SAVE_SECONDS:
-                    curve.flush()
-                    self._save()
-                    saved_at = now
-                if hours is not None and self._seconds - passed > hours * 3600:
-                    break
-        return self._save()
+        with interrupts_wait() as interrupted:
+            with (self._out / CURVE).open("a", encoding="utf-8") as curve:
+                for losses in trainer.run():
+                    now = time.perf_counter()
+                    self._seconds = passed + now - began
+                    entry = self._entry(losses)
+                    if entry is not None:
+                        curve.write(json.dumps(entry) + "\n")
+                    if progress is not None:
+                        progress("training steps", trainer.step, plan.steps)
+                    if now - saved_at > _SAVE_SECONDS:
+                        curve.flush()
+                        self._save()
+                        saved_at = now
+                    if interrupted() or (hours is not None and self._seconds - passed > hours * 3600):
+                        break
+            summary = self._save()
+        if interrupted():
+            raise KeyboardInterrupt
+        return summary
+
+    def _entry(self, losses: dict[str, float]) -> dict[str, Any] | None:
+        """The line that the last step has in the learning curve, if it has one."""
+        trainer, step = self._trainer, self._trainer.step
+        entry: dict[str, Any] = {"step": step, "seconds": round(self._seconds, 1), **losses}
+        if step % _HELD_OUT_EVERY == 0 or step == trainer.plan.steps:
+            self._losses = held_out_losses(
+                trainer.average, trainer.heads, self._held_out, trainer.plan, _HELD_OUT_FRAMES
+            )
+            entry["held_out"] = self._losses
+        if step <= _EVERY_LOSS_UNTIL or step % _LOSS_EVERY == 0 or "held_out" in entry:
+            return entry
+        return None
 
     def _save(self) -> TrainingSummary:
-        """State and policy, each replaced whole."""
+        """State, policy and papers, each replaced whole and in this order.
+
+        A reader in between can tell: papers name the digest of their weights, as the policy does. A run that was killed
+        there mends it when it is taken up, finished or not.
+        """
         trainer = self._trainer
         state = {
             "plan": trainer.plan.to_json(),
@@ -209,14 +235,10 @@ class _Run:
             "held_out": self._losses,
             "demonstrations": self._digest,
         }
-        partial = self._out / f".{STATE}.{os.getpid()}"
-        torch.save(state, partial)
-        partial.rename(self._out / STATE)
+        write_state(self._out, state)
         fresh = self._out / f".{POLICY}.{os.getpid()}"
-        shutil.rmtree(fresh, ignore_errors=True)
         save_policy(trainer.average, fresh)
-        shutil.rmtree(self._out / POLICY, ignore_errors=True)
-        fresh.rename(self._out / POLICY)
+        replace_directory(fresh, self._out / POLICY)
         identity = trainer.average.identity
         summary = TrainingSummary(
             plan=trainer.plan,
@@ -232,6 +254,6 @@ class _Run:
             held_out=self._losses,
             before=self._before,
         )
-        (self._out / SUMMARY).write_text(json.dumps(summary.to_json(), indent=1) + "\n", "utf-8")
-        (self._out / CARD).write_text(model_card(summary.to_json(), None), "utf-8")
+        replace_text(self._out / SUMMARY, json.dumps(summary.to_json(), indent=1) + "\n")
+        replace_text(self._out / CARD, model_card(summary.to_json(), None))
         return summary

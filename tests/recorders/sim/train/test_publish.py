@@ -1,6 +1,9 @@
 """What the package ships is replaced by better weights only, and its card speaks of just those weights."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,23 +11,57 @@ import pytest
 from recorders.sim.train import train
 from recorders.sim.train.publish import publish
 from tests.small import WIDTHS
-from tracekit.errors import TraceError
-from tracekit.model import MLA, REFERENCE_WORDS, WordTokenizer, initialise, load_policy_directory, reference
+from tracekit.errors import ConfigError, PolicyError, TraceError
+from tracekit.model import (
+    MLA,
+    REFERENCE_WORDS,
+    WordTokenizer,
+    initialise,
+    load_policy_directory,
+    reference,
+    save_policy,
+)
+
+
+def small(seed):
+    return initialise(MLA(replace(reference(), **WIDTHS), WordTokenizer(REFERENCE_WORDS), trained=True), seed)
+
+
+@pytest.fixture(scope="module")
+def trained(demonstrations, plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recorders.sim.train.plan._HELD_OUT", 1)
+        patch.setattr("recorders.sim.train.run._HELD_OUT_FRAMES", 2)
+        train(folder, demonstrations, replace(plan, steps=1), policy=small(3))
+    return folder
 
 
 @pytest.fixture
-def run(demonstrations, plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("recorders.sim.train.plan._HELD_OUT", 1)
-    monkeypatch.setattr("recorders.sim.train.run._HELD_OUT_FRAMES", 2)
-    small = initialise(MLA(replace(reference(), **WIDTHS), WordTokenizer(REFERENCE_WORDS)), 3)
-    train(tmp_path / "run", demonstrations, replace(plan, steps=1), policy=small)
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
 
+def read(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
 def change(run, **values):
-    training = json.loads((run / "training.json").read_text()) | values
-    (run / "training.json").write_text(json.dumps(training))
-    return training
+    """Other papers."""
+    (run / "training.json").write_text(json.dumps(read(run) | values))
+
+
+def train_on(run, **values):
+    """Other weights, with their papers."""
+    policy = small(4)
+    shutil.rmtree(run / "policy")
+    save_policy(policy, run / "policy")
+    change(run, weights_digest=policy.identity.weights_digest, **values)
+
+
+def everything(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_only_a_lower_held_out_loss_replaces_what_is_there(run, tmp_path):
@@ -33,21 +70,23 @@ def test_only_a_lower_held_out_loss_replaces_what_is_there(run, tmp_path):
     policy = load_policy_directory(destination)
     assert policy.identity.weights_digest in (destination / "MODEL_CARD.md").read_text()
     assert (destination / "curve.jsonl").read_bytes() == (run / "curve.jsonl").read_bytes()
-    loss = json.loads((run / "training.json").read_text())["held_out"]["noise"]
-    before = (destination / "training.json").read_bytes()
-    change(run, weights_digest="other", held_out={"noise": loss + 0.1})
+    assert read(destination) == read(run)
+    loss = read(run)["held_out"]["noise"]
+    before = everything(destination)
+    train_on(run, held_out={"noise": loss + 0.1})
     assert not publish(run, destination)
-    assert (destination / "training.json").read_bytes() == before
-    change(run, weights_digest="other", held_out={"noise": loss - 0.1})
+    assert everything(destination) == before
+    change(run, held_out={"noise": loss - 0.1})
     assert publish(run, destination)
+    assert load_policy_directory(destination).identity.weights_digest == read(run)["weights_digest"]
     assert not list(tmp_path.glob(".shipped*"))
 
 
 def test_losses_on_other_scenes_are_not_compared(run, tmp_path):
     destination = tmp_path / "shipped"
     assert publish(run, destination)
-    training = json.loads((run / "training.json").read_text())
-    change(run, weights_digest="other", held_out={"noise": training["held_out"]["noise"] + 0.1})
+    training = read(run)
+    train_on(run, held_out={"noise": training["held_out"]["noise"] + 0.1})
     assert not publish(run, destination)
     change(run, scene_version=training["scene_version"] + 1)
     assert publish(run, destination)
@@ -55,13 +94,12 @@ def test_losses_on_other_scenes_are_not_compared(run, tmp_path):
 
 def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     destination, evaluation = tmp_path / "shipped", tmp_path / "evaluation.json"
-    training = json.loads((run / "training.json").read_text())
     rate = {"success_rate": 0.5, "interval": [0.24, 0.76]}
     results = {
         "tasks": ["close_box"],
         "seeds": [0, 9],
         "configurations": [
-            {"name": "unpruned", "policy": {"weights_digest": training["weights_digest"]}, **rate}
+            {"name": "unpruned", "policy": {"weights_digest": read(run)["weights_digest"]}, **rate}
             | {"by_task": {"close_box": rate}}
         ],
     }
@@ -72,6 +110,9 @@ def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     evaluation.write_text(json.dumps(results))
     with pytest.raises(TraceError, match="of other weights"):
         publish(run, destination, evaluation)
+    evaluation.write_text("{}")
+    with pytest.raises(TraceError, match=r"evaluation.json: lacks what a card needs"):
+        publish(run, destination, evaluation)
 
 
 def test_a_run_without_held_out_loss_is_not_published(run, tmp_path):
@@ -79,3 +120,42 @@ def test_a_run_without_held_out_loss_is_not_published(run, tmp_path):
     with pytest.raises(TraceError, match="no held-out loss yet"):
         publish(run, tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
+
+
+def test_weights_that_the_papers_do_not_describe_are_not_published(run, tmp_path):
+    change(run, weights_digest="other")
+    with pytest.raises(TraceError, match=r"has other weights than training\.json"):
+        publish(run, tmp_path / "shipped")
+    (run / "policy" / "model.safetensors").unlink()
+    with pytest.raises(PolicyError, match=r"model.safetensors"):
+        publish(run, tmp_path / "shipped")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_is_no_published_policy_is_left_alone(run, tmp_path):
+    for destination in (tmp_path / "notes", tmp_path / "run"):  # a run's own folder has a training.json too
+        destination.mkdir(exist_ok=True)
+        (destination / "thesis.txt").write_text("three years")
+        with pytest.raises(ConfigError, match="holds no published policy"):
+            publish(run, destination)
+        assert (destination / "thesis.txt").read_text() == "three years"
+
+
+@pytest.mark.parametrize("other", [{"blind": True}, {"tasks": ["close_box_narrow"]}])
+def test_a_policy_of_another_kind_is_not_replaced(run, tmp_path, other):
+    destination = tmp_path / "shipped"
+    assert publish(run, destination)
+    before = everything(destination)
+    train_on(run, plan=read(run)["plan"] | other, held_out={"noise": 0.0})
+    with pytest.raises(ConfigError, match=f"holds a policy with {next(iter(other))}"):
+        publish(run, destination)
+    assert everything(destination) == before
+
+
+def test_the_command_says_what_it_needs(tmp_path):
+    command = [sys.executable, "-m", "recorders.sim.train.publish"]
+    for arguments, words in (((), "usage: publish"), ((tmp_path, tmp_path / "x"), "training.json: cannot be read")):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr

@@ -12,11 +12,20 @@ from recorders.sim.train import run as running
 from recorders.sim.train import train
 from recorders.sim.train.batches import Frames, make_batch
 from recorders.sim.train.demonstrations import LANDMARKS, Demonstration, demonstration_path, record_demonstrations
+from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.plan import MOST_EPISODES, TrainingPlan
 from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS, refuse_training_seeds
 from tests.small import WIDTHS
 from tracekit.errors import ConfigError, TraceError
-from tracekit.model import MLA, REFERENCE_WORDS, WordTokenizer, initialise, load_policy_directory, reference
+from tracekit.model import (
+    MLA,
+    REFERENCE_WORDS,
+    WordTokenizer,
+    initialise,
+    load_policy_directory,
+    reference,
+    save_policy,
+)
 
 
 def tiny():
@@ -102,6 +111,26 @@ def test_resuming_starts_from_weights_with_a_fresh_optimiser_and_says_so(demonst
     assert second.plan.resumed_from == first.weights_digest
     assert second.step == 1
     assert f"`{first.weights_digest}`, with a fresh optimiser" in (tmp_path / "second" / "MODEL_CARD.md").read_text()
+
+
+def test_resuming_starts_where_the_weights_are(demonstrations, plan, tmp_path):
+    save_policy(tiny(), tmp_path / "start")
+    still = replace(plan, steps=1, learning_rate=1e-12)
+    train(tmp_path / "run", demonstrations, still, resume=tmp_path / "start")
+    start, end = (
+        dict(load_policy_directory(where).named_parameters())
+        for where in (tmp_path / "start", tmp_path / "run" / "policy")
+    )
+    for name in start:
+        torch.testing.assert_close(end[name], start[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_a_blind_policy_and_one_with_eyes_are_not_trained_as_each_other(plan, tmp_path, blind):
+    save_policy(fresh_policy(replace(plan, blind=not blind)), tmp_path / "start")
+    with pytest.raises(ConfigError, match="leave out --blind" if blind else "add --blind"):
+        train(tmp_path / "run", tmp_path / "data", replace(plan, blind=blind), resume=tmp_path / "start")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_card_lists_every_run_that_the_weights_come_from(demonstrations, plan, tmp_path):
