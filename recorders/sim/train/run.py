@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from recorders.sim.blind import is_blind
 from recorders.sim.environment import SCENE_VERSION
 from recorders.sim.train.batches import Frames
 from recorders.sim.train.card import model_card
@@ -32,7 +33,7 @@ from recorders.sim.train.folder import (
     short,
     write_state,
 )
-from recorders.sim.train.fresh import fresh_policy, is_blind
+from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.interrupt import interrupts_wait
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.trainer import Trainer, held_out_losses
@@ -100,7 +101,7 @@ def train(
     before: tuple[dict[str, Any], ...] = ()
     if resume is not None:
         start_from = load_policy_directory(resume)
-        if is_blind(start_from) != plan.blind:
+        if is_blind(start_from.identity) != plan.blind:
             kind, remedy = ("a policy with eyes", "leave out") if plan.blind else ("a blind policy", "add")
             raise ConfigError(f"{resume}: holds {kind}; {remedy} --blind, or start from another")
         plan = replace(plan, resumed_from=start_from.identity.weights_digest)
