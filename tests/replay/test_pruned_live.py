@@ -187,7 +187,7 @@ def test_other_configurations_replay_forward_and_not_from_what_is_stored(lagged_
 
 def test_a_trace_of_two_configurations_is_refused(lagged_trace):
     with pytest.raises(TraceError, match="configuration"):
-        record(lagged_trace, make(observe=LAGGED, reuse=PINNED, tau_2d=0.05))
+        record(lagged_trace, make(observe=LAGGED, reuse=PINNED, tau_2d=0.05), tasks=("close_laptop",))
 
 
 def test_what_is_no_latency_run_is_not_recorded(tmp_path, small_policy):

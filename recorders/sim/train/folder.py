@@ -30,7 +30,11 @@ __all__ = [
     "write_state",
 ]
 
-CARD, CURVE, POLICY, STATE, SUMMARY = "MODEL_CARD.md", "curve.jsonl", "policy", "state.pt", "training.json"
+CARD = "MODEL_CARD.md"
+CURVE = "curve.jsonl"
+POLICY = "policy"
+STATE = "state.pt"
+SUMMARY = "training.json"
 
 _PARTS = ("plan", "trainer", "seconds", "held_out", "demonstrations")
 """What a state holds; see `write_state`."""

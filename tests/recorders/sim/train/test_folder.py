@@ -24,6 +24,14 @@ def few_held_out_frames(monkeypatch):
     monkeypatch.setattr(running, "_HELD_OUT_FRAMES", 2)
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT as a terminal's program has it: what is started in the background of a script ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def train_until(out, demonstrations, plan, step, then):
     """Train with `then` called once the run has taken `step` steps."""
 
