@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from recorders.sim.train.seeds import refuse_training_seeds
+from recorders.sim.train.seeds import MOST_EPISODES, refuse_training_seeds
 from tracekit.errors import ConfigError
 
-__all__ = ["MOST_EPISODES", "refuse_episodes"]
-
-MOST_EPISODES = 100_000
-"""Per task and call: more is a slip of the finger."""
+__all__ = ["refuse_episodes"]
 
 
 def refuse_episodes(episodes: int, seed: int, *, policy_drives: bool) -> None:

@@ -7,17 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from recorders.sim.tasks import TASKS, find_task
-from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS
+from recorders.sim.train.seeds import MOST_EPISODES, TRAINING_SEEDS, VALIDATION_SEEDS
 from tracekit.errors import ConfigError
 
-__all__ = ["KEPT_TOKENS", "MOST_EPISODES", "TrainingPlan", "thinned_steps"]
+__all__ = ["KEPT_TOKENS", "TrainingPlan", "thinned_steps"]
 
 KEPT_TOKENS = 96
 """Tokens of each modality that are kept, at random, in every thinned step: it costs a third. The second half of a run
 always sees all of them, so that no policy is hardened against pruning."""
-
-MOST_EPISODES = 100_000
-"""Demonstrations per task. More would not fit into memory, and those of a million would reach the held-out seeds."""
 
 _HELD_OUT = 12
 

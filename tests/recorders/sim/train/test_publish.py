@@ -10,21 +10,12 @@ import pytest
 
 from recorders.sim.train import train
 from recorders.sim.train.publish import publish
-from tests.small import WIDTHS
+from tests.recorders.sim.train.test_run import tiny
 from tracekit.errors import ConfigError, PolicyError, TraceError
 from tracekit.model import (
-    MLA,
-    REFERENCE_WORDS,
-    WordTokenizer,
-    initialise,
     load_policy_directory,
-    reference,
     save_policy,
 )
-
-
-def small(seed):
-    return initialise(MLA(replace(reference(), **WIDTHS), WordTokenizer(REFERENCE_WORDS), trained=True), seed)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +24,7 @@ def trained(demonstrations, plan, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recorders.sim.train.plan._HELD_OUT", 1)
         patch.setattr("recorders.sim.train.run._HELD_OUT_FRAMES", 2)
-        train(folder, demonstrations, replace(plan, steps=1), policy=small(3))
+        train(folder, demonstrations, replace(plan, steps=1), policy=tiny(3, trained=True))
     return folder
 
 
@@ -54,7 +45,7 @@ def change(run, **values):
 
 def train_on(run, **values):
     """Other weights, with their papers."""
-    policy = small(4)
+    policy = tiny(4, trained=True)
     shutil.rmtree(run / "policy")
     save_policy(policy, run / "policy")
     change(run, weights_digest=policy.identity.weights_digest, **values)

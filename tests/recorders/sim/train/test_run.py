@@ -13,8 +13,8 @@ from recorders.sim.train import train
 from recorders.sim.train.batches import Frames, make_batch
 from recorders.sim.train.demonstrations import LANDMARKS, Demonstration, demonstration_path, record_demonstrations
 from recorders.sim.train.fresh import fresh_policy
-from recorders.sim.train.plan import MOST_EPISODES, TrainingPlan
-from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS, refuse_training_seeds
+from recorders.sim.train.plan import TrainingPlan
+from recorders.sim.train.seeds import MOST_EPISODES, TRAINING_SEEDS, VALIDATION_SEEDS, refuse_training_seeds
 from tests.small import WIDTHS
 from tracekit.errors import ConfigError, TraceError
 from tracekit.model import (
@@ -28,9 +28,9 @@ from tracekit.model import (
 )
 
 
-def tiny():
+def tiny(seed=3, *, trained=False):
     """As in `tests.small`, but unfrozen."""
-    return initialise(MLA(replace(reference(), **WIDTHS), WordTokenizer(REFERENCE_WORDS)), 3)
+    return initialise(MLA(replace(reference(), **WIDTHS), WordTokenizer(REFERENCE_WORDS), trained=trained), seed)
 
 
 @pytest.fixture(autouse=True)
