@@ -28,7 +28,7 @@ __all__ = ["MAX_STEPS", "SCENE_VERSION", "VIEW", "Environment", "StepOutcome", "
 MAX_STEPS = 16
 VIEW = "front"
 
-SCENE_VERSION = 3
+SCENE_VERSION = 4
 """Counts up whenever a seed would give another scene, so that traces of different scenes are never taken for one."""
 
 _HELD_TICKS = 8
