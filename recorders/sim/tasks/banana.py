@@ -29,15 +29,15 @@ _ITEM = "target_item"
 _PEEL, _STALK = (0.96, 0.84, 0.22, 1.0), (0.35, 0.26, 0.10, 1.0)
 
 _PLATE_RADIUS, _PLATE_HALF_HEIGHT = 0.085, 0.005
-_GIRTH = 0.014
+_GIRTH = 0.017
 """Radius of the banana, metres at size 1."""
 
-_GRASP_HEIGHT = 0.016
+_GRASP_HEIGHT = 0.012
 _CARRY_HEIGHT = 0.10
 _AIM, _FUNNEL = 0.03, 0.035
 """Metres off the axis that are near enough to go straight down, and over which the travelling height is reached."""
 
-_MIDDLE = 0.02
+_MIDDLE = 0.04
 """Metres on either side of the banana's middle between which it may be grasped."""
 
 _TURNED = 0.35
@@ -177,7 +177,7 @@ class BananaScenario:
 
     def _held(self, world: World) -> bool:
         """Whether the jaws have closed on the banana."""
-        near = float(np.linalg.norm(world.tool_point() - world.position(_ITEM))) < 0.035
+        near = float(np.linalg.norm(world.tool_point() - world.position(_ITEM))) < 0.055
         return near and world.opening() < 0.75 and world.touching("robot", _ITEM)
 
     def _on_plate(self, world: World) -> bool:
