@@ -9,11 +9,14 @@ import numpy as np
 
 from recorders.sim.geometry import Vector
 
-__all__ = ["ACTUATORS", "ARM_JOINTS", "HOME", "JAW_JOINTS", "JAW_TRAVEL", "JOINT_RANGES", "TCP", "add_arm"]
+__all__ = ["ACTUATORS", "ARM_JOINTS", "HAND", "HOME", "JAW_JOINTS", "JAW_TRAVEL", "JOINT_RANGES", "TCP", "add_arm"]
 
 ARM_JOINTS = tuple(f"joint{index}" for index in range(1, 7))
 JAW_JOINTS = ("joint7", "joint8")
 ACTUATORS = ARM_JOINTS + JAW_JOINTS
+HAND = "link6"
+"""Name of the body that carries the jaws."""
+
 TCP = "tcp"
 """Name of the site at the tool centre point, between the finger pads."""
 

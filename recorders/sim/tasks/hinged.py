@@ -100,8 +100,8 @@ FRIDGE = HingedKind(
         "close the door of the {} fridge",
         "push the door of the {} fridge shut",
     ),
-    half=(0.070, 0.085, 0.13),
-    hinge_height=0.13,
+    half=(0.070, 0.085, 0.07),
+    hinge_height=0.07,
     panel_length=0.17,
     panel_mass=0.25,
     friction=0.25,
@@ -328,8 +328,8 @@ class HingedScenario:
             )
             panel.add_geom(
                 type=_GEOM_BOX,
-                size=[0.006, 0.006, 0.03],
-                pos=[-0.011, self.hand * (0.02 - length), 0.08],
+                size=[0.006, 0.006, 0.4 * height],
+                pos=[-0.011, self.hand * (0.02 - length), 0.3 * height],
                 rgba=(0.12, 0.12, 0.13, 1.0),
                 mass=0.01,
             )

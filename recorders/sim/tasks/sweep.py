@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
+from recorders.sim.arm import HAND, TCP
 from recorders.sim.geometry import Vector, frame_from, heading, quaternion_z
 from recorders.sim.palette import draw_colours, shade
 from recorders.sim.tasks.base import MOUNTS, Disc, ToolPose, draw_opposite_azimuths
@@ -25,13 +26,13 @@ _SENTENCES = (
 )
 _GEOM_BOX = mujoco.mjtGeom.mjGEOM_BOX
 _ITEM = "target_item"
-_WHITE = (0.95, 0.95, 0.93, 1.0)
+_WHITE, _BRISTLES = (0.95, 0.95, 0.93, 1.0), (0.20, 0.20, 0.22, 1.0)
 
 _DEPTH, _WIDTH, _WALL, _RIM = 0.066, 0.095, 0.004, 0.015
 """Half extents of a dustpan, half the thickness and half the height of its walls, metres at size 1."""
 
-_FACE = 0.013
-"""Metres from the tool centre point to the flat outer face of the closed jaws."""
+_BRUSH = (0.042, 0.014, 0.030)
+"""Half extents in metres of the brush that the closed jaws hold: along its bristles' face, through it, up."""
 
 _PUSH_HEIGHT = 0.028
 _TRAVEL_HEIGHT = 0.10
@@ -122,6 +123,8 @@ class SweepScenario:
             x, y, _ = pan.centre
             body = spec.worldbody.add_body(name=pan.name, pos=[x, y, 0], quat=quaternion_z(pan.yaw))
             self._add_pan(body, pan.colour)
+        x, y, z = spec.site(TCP).pos
+        spec.body(HAND).add_geom(name="brush", type=_GEOM_BOX, size=_BRUSH, pos=[x, y, z + 0.005 - _BRUSH[2] + 0.010], mass=0.05, rgba=_BRISTLES, friction=[0.2, 0.005, 0.0001], priority=1)
         half = self.block_half
         block = spec.worldbody.add_body(name=_ITEM, pos=[*self.block, half], quat=quaternion_z(self.block_yaw))
         block.add_freejoint()
@@ -149,15 +152,17 @@ class SweepScenario:
         What hangs on where things are seen to be changes gradually; only the tool's own height is a switch.
         """
         block, tool = world.position(_ITEM), world.tool_point()
-        forward = self._aim(world, block)
+        line = self._way(world, block)
+        length = max(float(np.linalg.norm(line)), 1e-6)
+        forward = line / length
         across = np.array([-forward[1], forward[0], 0.0])
         frame = _jaws_along(forward, block)
         offset = tool - block
         behind, sideways = -float(offset @ forward), float(offset @ across)
-        contact = self.block_half + _FACE
+        contact = self.block_half + _BRUSH[1]
         if tool[2] < _PUSH_HEIGHT + 0.025:
-            astray = max((abs(sideways) - 0.025) / 0.03, (contact - 0.012 - behind) / 0.03)
-            point = block + forward * (_PUSH - contact)
+            astray = max((abs(sideways) - 0.05) / 0.03, (0.02 - behind) / 0.03)
+            point = block + forward * (min(_PUSH, length + 0.02) - contact)
             return ToolPose(_between(point, tool, float(np.clip(astray, 0.0, 1.0))), frame, open=False)
         point = block - forward * (contact + 0.5 * self.block_half + 0.025)
         off = float(np.clip((np.hypot(*(tool - point)[:2]) - 0.025) / 0.04, 0.0, 1.0))
@@ -166,13 +171,11 @@ class SweepScenario:
             goal[:2] = point[:2]
         return ToolPose(goal, frame, open=False)
 
-    def _aim(self, world: World, block: Vector) -> Vector:
-        """Horizontal unit vector along which to push: towards a point a little farther in on the pan's middle line."""
+    def _way(self, world: World, block: Vector) -> Vector:
+        """Horizontal way to push: towards a point a little farther in on the pan's middle line, metres."""
         ahead = min(float(self._in_pan(world, block)[0]) + 0.20, 0.5 * self.size * _DEPTH)
         goal = world.position(self.target.name) + ahead * world.rotation(self.target.name)[:, 0]
-        line = goal - block
-        line[2] = 0.0
-        return np.asarray(line / max(float(np.linalg.norm(line)), 1e-6))
+        return np.asarray((goal - block) * (1.0, 1.0, 0.0))
 
     def _in_pan(self, world: World, point: Vector) -> Vector:
         """`point` in the frame of the target dustpan: x inwards, y along the mouth, from the middle of its floor."""
