@@ -1,4 +1,4 @@
-"""Sweeping a block over the table into one of two dustpans that differ by colour."""
+"""Sweeping a block over the table with a brush, into one of two dustpans that differ by colour."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SENTENCES = (
     "push the white block into the {} dustpan",
     "move the block into the {} dustpan",
     "get the white block into the {} dustpan",
-    "use the gripper to sweep the block onto the {} dustpan",
+    "use the brush to sweep the block onto the {} dustpan",
 )
 _GEOM_BOX = mujoco.mjtGeom.mjGEOM_BOX
 _ITEM = "target_item"
@@ -31,8 +31,9 @@ _WHITE, _BRISTLES = (0.95, 0.95, 0.93, 1.0), (0.20, 0.20, 0.22, 1.0)
 _DEPTH, _WIDTH, _WALL, _RIM = 0.066, 0.095, 0.004, 0.015
 """Half extents of a dustpan, half the thickness and half the height of its walls, metres at size 1."""
 
-_BRUSH = (0.042, 0.014, 0.030)
-"""Half extents in metres of the brush that the closed jaws hold: along its bristles' face, through it, up."""
+_BRUSH, _BELOW = (0.042, 0.014, 0.030), 0.015
+"""Half extents of the brush between the jaws (across the push, along it, up), and how far it reaches below the tool
+centre point, metres."""
 
 _PUSH_HEIGHT = 0.028
 _TRAVEL_HEIGHT = 0.10
@@ -124,11 +125,28 @@ class SweepScenario:
             body = spec.worldbody.add_body(name=pan.name, pos=[x, y, 0], quat=quaternion_z(pan.yaw))
             self._add_pan(body, pan.colour)
         x, y, z = spec.site(TCP).pos
-        spec.body(HAND).add_geom(name="brush", type=_GEOM_BOX, size=_BRUSH, pos=[x, y, z + 0.005 - _BRUSH[2] + 0.010], mass=0.05, rgba=_BRISTLES, friction=[0.2, 0.005, 0.0001], priority=1)
+        spec.body(HAND).add_geom(
+            name="brush",
+            type=_GEOM_BOX,
+            size=_BRUSH,
+            pos=[x, y, z + _BELOW - _BRUSH[2]],
+            mass=0.05,
+            rgba=_BRISTLES,
+            friction=[0.2, 0.005, 0.0001],
+            priority=2,
+        )
         half = self.block_half
         block = spec.worldbody.add_body(name=_ITEM, pos=[*self.block, half], quat=quaternion_z(self.block_yaw))
         block.add_freejoint()
-        block.add_geom(type=_GEOM_BOX, size=[half, half, half], mass=0.06, rgba=_WHITE, friction=[0.5, 0.005, 0.0001])
+        # less than the table's friction, which would tip a block that is pushed above its middle
+        block.add_geom(
+            type=_GEOM_BOX,
+            size=[half, half, half],
+            mass=0.06,
+            rgba=_WHITE,
+            friction=[0.3, 0.005, 0.0001],
+            priority=1,
+        )
 
     def start(self, world: World) -> None:
         """Nothing to do: everything already lies where it was added."""
@@ -208,6 +226,6 @@ def _between(point: Vector, tool: Vector, off: float) -> Vector:
 
 
 def _jaws_along(direction: Vector, place: Vector) -> Vector:
-    """Tool frame pointing down, flat faces of the jaws across `direction`, on the side where the wrist turns less."""
+    """Tool frame pointing down, the brush across `direction`, with the face ahead for which the wrist turns less."""
     tangent = np.array([-place[1], place[0], 0.0])
     return frame_from(_DOWN, direction if direction @ tangent > 0 else -direction)
