@@ -233,13 +233,14 @@ def test_the_banana_is_held_by_friction_alone():
     environment.reset(0)
     assert environment.world.model.neq == 1  # the gears of the jaws
     environment.world.model.geom_friction[:, 0] = 1e-3
-    expert = Expert(environment)
+    expert, heights = Expert(environment), []
     while True:
         outcome = environment.step(expert.act())
-        assert environment.world.position("target_item")[2] < 0.06
+        heights.append(environment.world.position("target_item")[2])
         if outcome.done:
             break
     assert not outcome.success
+    assert np.minimum(heights[:-1], heights[1:]).max() < 0.03  # it may pop up between the jaws, but it falls
 
 
 @every_task
