@@ -222,7 +222,7 @@ def test_ctrl_c_ends_the_command_and_loses_no_step(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
-    assert err == "tracekit: interrupted; finished episodes and results are kept, so are the steps recorded\n"
+    assert err == "tracekit: interrupted; what was written is kept, finished episodes and the steps recorded\n"
     assert verify(path).clean
     first, second = Trace.open(path).episodes
     assert (first.id, first.truncated, second.id, second.truncated) == ("close_box-7", False, "close_box-8", True)

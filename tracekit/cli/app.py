@@ -67,10 +67,12 @@ def main() -> None:
         _refuse(f"{message} Run `tracekit --help`." if message else "")
     except OSError as error:
         _refuse(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk")
-    except (typer.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = INTERRUPTED
+    except typer.Abort as abort:  # what typer makes of an EOFError; its Ctrl-C is an exit code
+        raise (abort.__cause__ or abort) from None
     if status == INTERRUPTED:
-        sys.stderr.write("tracekit: interrupted; finished episodes and results are kept, so are the steps recorded\n")
+        sys.stderr.write("tracekit: interrupted; what was written is kept, finished episodes and the steps recorded\n")
     sys.exit(status if isinstance(status, int) else 0)
 
 

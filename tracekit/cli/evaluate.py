@@ -53,14 +53,21 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Run a policy in closed loop on seeds it was not trained on; all configurations meet the same scenes."""
+    from recorders.sim.blind import trained_tasks
     from recorders.sim.evaluate import Case, control_case, unpruned
     from recorders.sim.evaluate import evaluate as run_evaluation
     from replay.sweep import load_grid
     from tracekit.cli._names import names
     from tracekit.config import load_config
+    from tracekit.errors import ConfigError
     from tracekit.weights import packaged_policy
 
+    if blind is not None and record is not None:
+        raise ConfigError("--blind, --record: one configuration is recorded, without a control; leave out one of both")
+    tasks = names(task, "--task")
     sightless = blind or packaged_policy("blind")
+    if blind is None and sightless is not None and not set(tasks) <= (trained_tasks(sightless) or set()):
+        sightless = None  # what never saw a task is no control of it
     no_eyes = None if sightless is None else str(sightless)
     controls = list(control or [])
     if no_eyes is not None and "blind" not in controls and record is None:
@@ -74,7 +81,7 @@ def evaluate(
     with progress_reporter() as report:
         result = run_evaluation(
             cases,
-            names(task, "--task"),
+            tasks,
             episodes,
             seed,
             processes=processes,

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from recorders.sim.blind import is_blind
+from recorders.sim.environment import Environment
 from recorders.sim.evaluate.controls import Case
 from recorders.sim.evaluate.episode import EpisodeOutcome
 from recorders.sim.evaluate.statistics import PairedDifference, paired_difference, wilson_interval
@@ -143,6 +144,7 @@ class Evaluation:
         return {
             "tasks": list(self.tasks),
             "seeds": list(self.seeds),
+            "scenes": Environment.version(),
             "policy_trained": self.trained,
             "no_blind_row": self.no_blind_row,
             "configurations": [result.to_json() for result in self.cases],

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from recorders.recorder import Recorder
-from recorders.sim.blind import is_blind
+from recorders.sim.blind import is_blind, trained_tasks
 from recorders.sim.environment import Environment
 from recorders.sim.evaluate.controls import Case
 from recorders.sim.evaluate.episode import EpisodeOutcome, run_episode
@@ -69,7 +69,8 @@ def evaluate(
     """Run every one of `cases` on seeds `seed` ... `seed` + `episodes` - 1 of each of `tasks`.
 
     `out`: JSON lines, one per finished episode; those of the same policy, configuration and scene that are there
-    already are not run again. `record`: trace to write, for one case in one process; it is not taken up after a stop.
+    already are not run again, unless to be recorded. `record`: trace to write, for one case in one process; it is not
+    taken up after a stop.
     Every step computes with one thread, whatever the configurations say, but for a recorded one: a replay compares
     itself with the configuration as it was given. A blind policy is run with every visual token dropped, whatever its
     case says.
@@ -85,7 +86,7 @@ def evaluate(
         cases = [case.with_threads(THREADS) for case in cases]
     policies = _Policies()
     identities = {case.policy: policies.load(case).identity for case in cases}
-    cases = [_shown_what_it_was_trained_on(case, identities[case.policy]) for case in cases]
+    cases = [_shown_what_it_was_trained_on(case, tasks, identities[case.policy]) for case in cases]
     if record is not None:
         if len(cases) > 1 or processes > 1 or cases[0].configuration.kind == "drop":
             raise ConfigError(
@@ -95,14 +96,16 @@ def evaluate(
     jobs = [
         _Job(case, task, seed + i, identities[case.policy]) for i in range(episodes) for task in tasks for case in cases
     ]
-    known = {} if out is None or record is not None else known_episodes(out)
+    written = {} if out is None else known_episodes(out)
+    known = {} if record is not None else dict(written)
     keys = [job.key for job in jobs]
     missing = [job for job, key in zip(jobs, keys, strict=True) if key not in known]
-    if out is not None:
+    if out is not None and missing:
         out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a").close()  # rather now than after an episode
     for done, (job, outcome) in enumerate(_outcomes(missing, policies, processes, record)):
         known[job.key] = outcome
-        if out is not None:
+        if out is not None and job.key not in written:
             add_episode(out, {"key": job.key, "name": job.case.name, "task": job.task, "seed": job.seed}, outcome)
         if progress is not None:
             progress("running episodes", done + 1, len(missing))
@@ -125,7 +128,14 @@ def _refuse_request(cases: Sequence[Case], tasks: Sequence[str], processes: int)
         find_task(task)
 
 
-def _shown_what_it_was_trained_on(case: Case, identity: PolicyIdentity) -> Case:
+def _shown_what_it_was_trained_on(case: Case, tasks: Sequence[str], identity: PolicyIdentity) -> Case:
+    if case.must_be_blind:
+        strange = sorted(set(tasks) - (trained_tasks(Path(case.policy)) or set(tasks)))
+        if strange:
+            raise ConfigError(
+                f"--blind {case.policy}: was not trained on {', '.join(strange)}, so it is no control there; train one "
+                "with `tracekit train --blind --tasks …`"
+            )
     if is_blind(identity):
         return case.without_eyes()
     if case.must_be_blind:

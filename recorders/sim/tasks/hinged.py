@@ -43,7 +43,6 @@ class HingedKind:
 
     sentences: tuple[str, ...]
     half: tuple[float, float, float]
-    hinge_height: float
     panel_length: float
     panel_mass: float
     friction: float
@@ -51,6 +50,7 @@ class HingedKind:
     distance: float
     apart: float
     stride: float
+    hinge_height: float = 0.0
     nearest: float = 0.1
     spread: float = 0.10
     beyond: float = 0.08
@@ -101,7 +101,6 @@ FRIDGE = HingedKind(
         "push the door of the {} fridge shut",
     ),
     half=(0.070, 0.085, 0.07),
-    hinge_height=0.07,
     panel_length=0.17,
     panel_mass=0.25,
     friction=0.25,

@@ -32,8 +32,10 @@ _DEPTH, _WIDTH, _WALL, _RIM = 0.066, 0.095, 0.004, 0.015
 """Half extents of a dustpan, half the thickness and half the height of its walls, metres at size 1."""
 
 _BRUSH, _BELOW = (0.042, 0.014, 0.030), 0.015
-"""Half extents of the brush between the jaws (across the push, along it, up), and how far it reaches below the tool
-centre point, metres."""
+"""Half extents of the brush (across the push, along it, up) and its reach below the tool centre point, metres.
+
+It is fixed to the hand: whatever the jaws do, they do not let it go.
+"""
 
 _PUSH_HEIGHT = 0.028
 _TRAVEL_HEIGHT = 0.10
@@ -130,7 +132,6 @@ class SweepScenario:
             type=_GEOM_BOX,
             size=_BRUSH,
             pos=[x, y, z + _BELOW - _BRUSH[2]],
-            mass=0.05,
             rgba=_BRISTLES,
             friction=[0.2, 0.005, 0.0001],
             priority=2,

@@ -22,6 +22,7 @@ def model_card(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None
     )
     per_task = plan["episodes"]
     episodes = per_task * len(plan["tasks"]) - training["failed_episodes"]
+    before = training.get("before", [])
     lines = [
         f"# Model card: the {'blind control of the ' if plan['blind'] else ''}reference policy",
         "",
@@ -31,6 +32,7 @@ def model_card(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None
         "| | |",
         "|---|---|",
         f"| tasks | {', '.join(plan['tasks'])} |",
+        f"| scenes | version {_scenes(training)}; losses of other versions are not comparable |",
         f"| demonstrations | {episodes} successful episodes of the expert, {training['frames']} labelled frames |",
         f"| failed episodes, left out | {training['failed_episodes']} |",
         "| noise in demonstrations | added to what is executed now and then, never to labels |",
@@ -38,14 +40,14 @@ def model_card(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None
         f"| seeds of the held-out loss | from {VALIDATION_SEEDS} |",
         f"| demonstrations' digest | `{training['demonstrations_digest']}` |",
         f"| steps | {training['step']} of {plan['steps']}, {plan['batch']} frames × {plan['draws']} noise draws each |",
-        f"| wall time | {training['seconds'] / 3600:.2f} h, {training['threads']} threads, on a shared CPU |",
+        f"| wall time | {_hours([training])}, {training['threads']} threads, on a shared CPU{_with_before(before)} |",
         f"| objective | noise prediction, AdamW {plan['learning_rate']:g}, cosine; weights are a running average |",
         f"| auxiliary losses | {_auxiliary(plan)} |",
-        f"| token dropout | {_dropout(training)} |",
+        f"| token dropout | {_dropout(training)}{'; of earlier runs see below' if before else ''} |",
         f"| started from | {_start(plan)} |",
         f"| weights' digest | `{training['weights_digest']}` |",
         "",
-        *_history(training.get("before", [])),
+        *_history(before),
         "## Held-out losses",
         "",
         *([f"- {name}: {value:.4f}" for name, value in training["held_out"].items()] or ["Not measured yet."]),
@@ -70,7 +72,7 @@ def _dropout(training: Mapping[str, Any]) -> str:
         return "every visual token, always"
     last = thinned_steps(plan["steps"], plan["thinned"])
     if last == 0:
-        return "none: every step saw all tokens"
+        return "none in this run: every step saw all tokens"
     seen = "" if training["step"] > last else "; **those have not begun: these weights know thinned tokens only**"
     return f"{KEPT_TOKENS} of 256 tokens of each modality in steps 1 … {last}, all of them afterwards{seen}"
 
@@ -81,6 +83,18 @@ def _start(plan: Mapping[str, Any]) -> str:
     return f"weights `{plan['resumed_from']}`, with a fresh optimiser; the steps above are those since"
 
 
+def _scenes(run: Mapping[str, Any]) -> str:
+    return str(run.get("scene_version", "not noted"))
+
+
+def _hours(runs: Sequence[Mapping[str, Any]]) -> str:
+    return f"{sum(run['seconds'] for run in runs) / 3600:.2f} h"
+
+
+def _with_before(before: Sequence[Mapping[str, Any]]) -> str:
+    return f"; {_hours(before)} in the runs before" if before else ""
+
+
 def _history(before: Sequence[Mapping[str, Any]]) -> list[str]:
     if not before:
         return []
@@ -89,12 +103,12 @@ def _history(before: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "Runs before this one, each from the weights of the one above it with a fresh optimiser.",
         "",
-        "| weights | steps | episodes per task | token dropout | wall time |",
-        "|---|---|---|---|---|",
+        "| weights | scenes | steps | episodes per task | token dropout | wall time |",
+        "|---|---|---|---|---|---|",
     ]
     rows = [
-        f"| `{run['weights_digest'][:12]}` | {run['step']} of {run['plan']['steps']} | {run['plan']['episodes']} | "
-        f"{_dropout(run)} | {run['seconds'] / 3600:.2f} h, {run['threads']} threads |"
+        f"| `{run['weights_digest'][:12]}` | {_scenes(run)} | {run['step']} of {run['plan']['steps']} | "
+        f"{run['plan']['episodes']} | {_dropout(run)} | {_hours([run])}, {run['threads']} threads |"
         for run in before
     ]
     return [*heading, *rows, ""]

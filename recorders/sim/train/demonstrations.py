@@ -129,7 +129,7 @@ class Demonstration:
                 patch_xyz=data["patch_xyz"],
                 patch_pixels=data["patch_pixels"],
             )
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
             raise TraceError(f"{path}: not a demonstration ({error}); remove it and run the command again") from error
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "cut_curve",
     "held_folder",
     "read_state",
+    "refuse_foreign",
     "replace_directory",
     "replace_text",
     "short",
@@ -74,9 +75,20 @@ def read_state(out: Path) -> dict[str, Any] | None:
         saved: dict[str, Any] = torch.load(path, weights_only=True)
         return {name: saved[name] for name in _PARTS}
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise PolicyError(
-            f"{path}: not the state of a training ({short(error)}); remove it to begin anew, or give another --out"
-        ) from error
+        raise PolicyError(f"{path}: not the state of a training ({short(error)}); give --out another folder") from error
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise ConfigError where `out`, without a state, holds what a training writes after its first state.
+
+    It is somebody else's then: a published policy, a project's own `policy`. A curve alone may be of a run that was
+    killed before it had a state; `cut_curve` looks into it.
+    """
+    there = [name for name in (CARD, POLICY, SUMMARY) if os.path.lexists(out / name)]
+    if there:
+        raise ConfigError(
+            f"{out}: holds {', '.join(there)} and no {STATE}, so no training to go on with; give --out another folder"
+        )
 
 
 def write_state(out: Path, state: dict[str, Any]) -> None:

@@ -25,13 +25,15 @@ _LARGEST_BYTES = 8_000_000
 def publish(run: Path, destination: Path, evaluation: Path | None = None) -> bool:
     """Copy policy, curve and card of the folder `run` to `destination`; False where what is there is not worse.
 
-    Compared is the held-out noise loss, where both were measured on the same version of the scenes; the same weights
-    replace their own card. `evaluation`: output of `evaluate --json`, for the card.
+    Compared is the held-out noise loss, where both were measured on the same version of the scenes; a policy of newer
+    scenes replaces one of older, never the other way round, and the same weights replace their own card. `evaluation`:
+    output of `evaluate --json`, for the card.
 
-    Raises TraceError where the run has no held-out loss yet, its papers or its evaluation are of other weights, or its
-    weights are larger than 8 MB, ConfigError where `destination` is no published policy or is one of another kind: with
-    eyes where the run's is blind, or of other tasks. Nothing is touched then.
+    Raises TraceError where the run has no held-out loss yet, its papers or its evaluation are of other weights or
+    scenes, or its weights are larger than 8 MB, ConfigError where `destination` is no published policy or is one of
+    another kind: with eyes where the run's is blind, or of other tasks. Nothing is touched then.
     """
+    destination = destination.resolve()  # what a link leads to is replaced, not the link
     training = _read(run / SUMMARY)
     card = _card(run, training, evaluation)
     if "noise" not in training["held_out"]:
@@ -61,6 +63,11 @@ def _card(run: Path, training: dict[str, Any], evaluation: Path | None) -> str:
             evaluated = {entry["policy"]["weights_digest"] for entry in results["configurations"]}
             if training["weights_digest"] not in evaluated:
                 raise TraceError(f"{evaluation}: is of other weights than {run}; evaluate {run / POLICY}")
+            if results["scenes"]["scene"] != str(training["scene_version"]):
+                raise TraceError(
+                    f"{evaluation}: in scenes of version {results['scenes']['scene']}, {run} was trained in those of "
+                    f"version {training['scene_version']}; evaluate it there"
+                )
         return model_card(training, results)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TraceError(
@@ -84,10 +91,13 @@ def _worse(destination: Path, training: dict[str, Any]) -> bool:
         ):
             if old != new:
                 raise ConfigError(f"{destination}: holds a policy with {kind} {old}, and not {new}; publish elsewhere")
-        comparable = there.get("scene_version") == training.get("scene_version")
-        same = there["weights_digest"] == training["weights_digest"]
-        return same or not comparable or bool(training["held_out"]["noise"] < there["held_out"]["noise"])
-    except (KeyError, TypeError) as error:
+        if there["weights_digest"] == training["weights_digest"]:
+            return True
+        old, new = (int(papers.get("scene_version", 0)) for papers in (there, training))
+        if old != new:
+            return new > old
+        return bool(training["held_out"]["noise"] < there["held_out"]["noise"])
+    except (KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{destination / SUMMARY}: not of a training run ({error!r}); restore the file") from error
 
 

@@ -16,6 +16,7 @@ import torch
 
 from recorders.sim.blind import is_blind
 from recorders.sim.environment import SCENE_VERSION
+from recorders.sim.processes import MOST_PROCESSES
 from recorders.sim.train.batches import Frames
 from recorders.sim.train.card import model_card
 from recorders.sim.train.demonstrations import demonstrations_digest, record_demonstrations
@@ -28,6 +29,7 @@ from recorders.sim.train.folder import (
     cut_curve,
     held_folder,
     read_state,
+    refuse_foreign,
     replace_directory,
     replace_text,
     short,
@@ -95,8 +97,12 @@ def train(
 
     Raises ConfigError for another plan's folder or an unusable option, PolicyError and TraceError for damaged input.
     """
-    if threads < 1 or not (hours is None or (math.isfinite(hours) and hours > 0)):
-        raise ConfigError(f"--threads {threads}, --hours {hours}: both must be positive numbers")
+    if not 1 <= threads <= MOST_PROCESSES:
+        raise ConfigError(f"--threads {threads}: give 1 to {MOST_PROCESSES}")
+    if not (hours is None or (math.isfinite(hours) and hours > 0)):
+        raise ConfigError(f"--hours {hours}: give a positive number")
+    if data.exists() and not data.is_dir():
+        raise ConfigError(f"--data {data}: is a file; give a folder, or a new path to record demonstrations into")
     start_from = policy or fresh_policy(plan)
     before: tuple[dict[str, Any], ...] = ()
     if resume is not None:
@@ -114,7 +120,9 @@ def train(
     start_from.trained = True
     with held_folder(out):
         saved = read_state(out)
-        if saved is not None:
+        if saved is None:
+            refuse_foreign(out)
+        else:
             _refuse_another(out, plan, saved["plan"])
         record_demonstrations(data, [*plan.demonstrations, *plan.held_out], threads, progress)
         digest = demonstrations_digest(data, plan.demonstrations)
@@ -187,7 +195,7 @@ class _Run:
         trainer, plan = self._trainer, self._trainer.plan
         began, saved_at, passed = time.perf_counter(), time.perf_counter(), self._seconds
         if trainer.step == 0:
-            (self._out / CURVE).unlink(missing_ok=True)
+            cut_curve(self._out, 0)
         with interrupts_wait() as interrupted:
             with (self._out / CURVE).open("a", encoding="utf-8") as curve:
                 for losses in trainer.run():

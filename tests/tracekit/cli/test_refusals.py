@@ -128,7 +128,7 @@ def test_an_interruption_is_told_in_one_line(run, small_trace, monkeypatch):
     monkeypatch.setattr(Trace, "open", interrupted)
     ran = run("info", small_trace)
     assert (ran.status, ran.out) == (130, "")
-    assert ran.err == "tracekit: interrupted; finished episodes and results are kept, so are the steps recorded\n"
+    assert ran.err == "tracekit: interrupted; what was written is kept, finished episodes and the steps recorded\n"
 
 
 @pytest.fixture(scope="module")

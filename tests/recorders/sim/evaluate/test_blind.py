@@ -1,5 +1,6 @@
 """A policy without eyes is shown nothing in any row, and one that has eyes is never called blind."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from recorders.sim.train.plan import TrainingPlan
 from tests.small import make_config
 from tracekit.config import load_config, preset_names
 from tracekit.errors import ConfigError
+from tracekit.model import save_policy
 
 TASK, SEED = "close_box", 3
 
@@ -82,3 +84,14 @@ def test_keys_of_episodes_stay_what_they_were(small_policy):
     assert job.key == _Job(replace(row, name="another", must_be_blind=True), TASK, SEED, small_policy.identity).key
     assert job.key != _Job(row, TASK, SEED + 1, small_policy.identity).key
     assert job.key != _Job(replace(row, wrong_instruction=True), TASK, SEED, small_policy.identity).key
+
+
+@pytest.mark.parametrize("place", ["run", "run/policy"])
+def test_a_blind_policy_is_a_control_of_the_tasks_it_was_trained_on(tmp_path, place):
+    policy = tmp_path / "run" / "policy"
+    save_policy(fresh_policy(TrainingPlan(blind=True)), policy)
+    (tmp_path / place / "training.json").write_text(json.dumps({"plan": {"tasks": ["close_box_narrow"]}}))
+    out = tmp_path / "episodes.jsonl"
+    with pytest.raises(ConfigError, match="was not trained on close_box, so it is no control there"):
+        evaluate([control_case("blind", "small", str(policy))], [TASK], 1, SEED, out=out)
+    assert not out.exists()

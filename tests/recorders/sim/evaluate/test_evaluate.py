@@ -83,6 +83,20 @@ def test_recorded_episodes_are_those_that_were_run(tmp_path, case):
     assert result.cases[0].outcomes[0].steps == 2
 
 
+def test_a_recording_runs_what_is_known_and_writes_it_once(tmp_path, case):
+    out = tmp_path / "episodes.jsonl"
+    evaluate([case()], [TASK], 1, SEED, out=out)
+    before = out.read_bytes()
+    evaluate([case()], [TASK], 1, SEED, out=out, record=tmp_path / "trace.zarr")
+    assert len(Trace.open(tmp_path / "trace.zarr").episodes) == 1
+    assert out.read_bytes() == before
+    out.write_text("x,y\n")
+    with pytest.raises(TraceError, match="line 1 is no episode"):
+        evaluate([case()], [TASK], 1, SEED + 1, out=out, record=tmp_path / "another.zarr")
+    assert out.read_text() == "x,y\n"
+    assert not (tmp_path / "another.zarr").exists()
+
+
 def test_the_wrong_instruction_names_the_twin(small_policy):
     environment = Environment(TASK)
     environment.reset(SEED)

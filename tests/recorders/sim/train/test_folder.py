@@ -103,7 +103,7 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
 )
 def test_a_state_that_is_something_else_is_named_and_left(plan, tmp_path, junk):
     (tmp_path / "state.pt").write_bytes(junk)
-    with pytest.raises(PolicyError, match=r"state.pt: not the state of a training \(.+\); remove it"):
+    with pytest.raises(PolicyError, match=r"state.pt: not the state of a training \(.+\); give --out another"):
         train(tmp_path, tmp_path / "data", plan, policy=tiny())
     assert (tmp_path / "state.pt").read_bytes() == junk
 
@@ -162,3 +162,22 @@ def test_a_run_that_was_killed_between_policy_and_papers_mends_them(demonstratio
     digest = load_policy_directory(tmp_path / "policy").identity.weights_digest
     assert json.loads((tmp_path / "training.json").read_text())["weights_digest"] == digest
     assert digest in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["MODEL_CARD.md", "training.json", "policy"])
+def test_a_folder_that_is_no_trainings_is_left_as_it_is(plan, tmp_path, name):
+    out = tmp_path / "project"
+    (out / name).mkdir(parents=True)
+    (out / "curve.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match=rf"holds {name} and no state\.pt"):
+        train(out, tmp_path / "data", plan, policy=tiny())
+    assert sorted(path.name for path in out.iterdir()) == sorted([name, "curve.jsonl"])
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_curve_of_something_else_is_left_as_it_is(demonstrations, plan, tmp_path):
+    curve_file = tmp_path / "curve.jsonl"
+    curve_file.write_text("x,y\n1,2\n")
+    with pytest.raises(TraceError, match="line 1 is no entry"):
+        train(tmp_path, demonstrations, plan, policy=tiny())
+    assert curve_file.read_text() == "x,y\n1,2\n"

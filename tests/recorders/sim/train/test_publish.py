@@ -73,14 +73,27 @@ def test_only_a_lower_held_out_loss_replaces_what_is_there(run, tmp_path):
     assert not list(tmp_path.glob(".shipped*"))
 
 
-def test_losses_on_other_scenes_are_not_compared(run, tmp_path):
+def test_newer_scenes_replace_older_ones_whatever_the_losses(run, tmp_path):
     destination = tmp_path / "shipped"
     assert publish(run, destination)
     training = read(run)
     train_on(run, held_out={"noise": training["held_out"]["noise"] + 0.1})
     assert not publish(run, destination)
-    change(run, scene_version=training["scene_version"] + 1)
+    change(run, scene_version=training["scene_version"] - 1, held_out={"noise": 0.0})
+    assert not publish(run, destination)
+    change(run, scene_version=training["scene_version"] + 1, held_out={"noise": 9.0})
     assert publish(run, destination)
+    assert f"| scenes | version {training['scene_version'] + 1};" in (destination / "MODEL_CARD.md").read_text()
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(run, tmp_path):
+    assert publish(run, tmp_path / "shipped")
+    (tmp_path / "link").symlink_to(tmp_path / "shipped")
+    train_on(run, held_out={"noise": 0.0})
+    assert publish(run, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "shipped") == read(run)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
@@ -89,6 +102,7 @@ def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     results = {
         "tasks": ["close_box"],
         "seeds": [0, 9],
+        "scenes": {"scene": str(read(run)["scene_version"])},
         "configurations": [
             {"name": "unpruned", "policy": {"weights_digest": read(run)["weights_digest"]}, **rate}
             | {"by_task": {"close_box": rate}}
@@ -97,6 +111,9 @@ def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     evaluation.write_text(json.dumps(results))
     assert publish(run, destination, evaluation)
     assert "| unpruned | 50 % (24 … 76) | 50 % (24 … 76) |" in (destination / "MODEL_CARD.md").read_text()
+    evaluation.write_text(json.dumps(results | {"scenes": {"scene": "0"}}))
+    with pytest.raises(TraceError, match="in scenes of version 0"):
+        publish(run, destination, evaluation)
     results["configurations"][0]["policy"]["weights_digest"] = "other"
     evaluation.write_text(json.dumps(results))
     with pytest.raises(TraceError, match="of other weights"):

@@ -1,5 +1,6 @@
 """A run reproduces, stops and goes on without a trace, refuses another plan, and leaves a policy with its papers."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -141,7 +142,7 @@ def test_the_card_lists_every_run_that_the_weights_come_from(demonstrations, pla
     assert [run["weights_digest"] for run in third.before] == [first.weights_digest, second.weights_digest]
     assert [run["step"] for run in third.before] == [2, 1]
     card = (tmp_path / "third" / "MODEL_CARD.md").read_text()
-    assert f"| `{first.weights_digest[:12]}` | 2 of 2 | 1 |" in card
+    assert f"| `{first.weights_digest[:12]}` | {first.scene_version} | 2 of 2 | 1 |" in card
     unknown = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "second" / "policy", unknown)
     (tmp_path / "training.json").write_text(json.dumps({"weights_digest": "other"}))  # papers of other weights
@@ -201,13 +202,20 @@ def test_labels_tell_where_what_has_to_be_moved_lies(demonstrations, plan):
     assert item[moves].any(1).float().mean() > 0.5  # it is seen in most frames
 
 
-def test_a_damaged_demonstration_is_named(demonstrations, plan, tmp_path):
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda whole: whole[:1000], lambda _: _npy()])
+def test_a_damaged_demonstration_is_named(demonstrations, plan, tmp_path, damage):
     task, seed = plan.demonstrations[0]
     path = demonstration_path(tmp_path, task, seed)
     path.parent.mkdir()
-    path.write_bytes(demonstration_path(demonstrations, task, seed).read_bytes()[:1000])
+    path.write_bytes(damage(demonstration_path(demonstrations, task, seed).read_bytes()))
     with pytest.raises(TraceError, match=rf"{seed}.npz: not a demonstration"):
         Frames(tmp_path, [(task, seed)])
+
+
+def _npy():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
 
 
 def test_every_epoch_shows_every_frame_once(demonstrations, plan):
@@ -233,6 +241,18 @@ def test_every_epoch_shows_every_frame_once(demonstrations, plan):
 def test_unusable_plans_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         TrainingPlan(**wrong)
+
+
+def test_what_cannot_be_trained_with_is_refused_before_anything_is_written(plan, tmp_path):
+    (tmp_path / "data").write_text("mine")
+    for options, message in (
+        ({"threads": 0}, "--threads 0"),
+        ({"threads": 100_000}, "--threads 100000: give 1"),
+        ({}, "is a file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(tmp_path / "run", tmp_path / "data", plan, policy=tiny(), **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @pytest.mark.parametrize("hours", [float("nan"), float("inf"), 0.0, -1.0])
