@@ -138,9 +138,10 @@ def draw_hinged(kind: HingedKind, rng: np.random.Generator, *, narrow: bool = Fa
     """Target and twin of one size on different sides: distance ± the kind's `spread`, yaw ± 20 degrees, any opening.
 
     `narrow`: the target always stands on the left, and a door's hinge too, x ± 2 cm, y ± 6 cm, yaw ± 14 degrees about
-    one place, and the arm at one height: scenes that need no eyes, to show that a policy without them can learn.
+    one place, all of one size, and the arm at one height: scenes that need no eyes, to show that a policy without them
+    can learn.
     """
-    size = float(rng.uniform(0.85, 1.12))
+    size = 1.0 if narrow else float(rng.uniform(0.85, 1.12))
     colours = draw_colours(rng, 2)
     if narrow:
         usual = 0.5 * (max(kind.nearest, 0.5 * kind.apart) + WIDEST_AZIMUTH)
