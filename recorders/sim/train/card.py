@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recorders.sim.blind import BLIND
 from recorders.sim.train.losses import WEIGHTS
 from recorders.sim.train.plan import KEPT_TOKENS, thinned_steps
 from recorders.sim.train.seeds import TRAINING_SEEDS, VALIDATION_SEEDS
@@ -54,7 +55,7 @@ def model_card(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None
         "",
         "## Closed-loop success",
         "",
-        *_success(evaluation),
+        *_success(training, evaluation),
     ]
     return "\n".join(lines) + "\n"
 
@@ -114,7 +115,8 @@ def _history(before: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*heading, *rows, ""]
 
 
-def _success(evaluation: Mapping[str, Any] | None) -> list[str]:
+def _success(training: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
+    """The rows of these weights, and the one of a blind policy beside them."""
     if evaluation is None:
         return ["Not evaluated yet."]
     tasks = evaluation["tasks"]
@@ -126,6 +128,8 @@ def _success(evaluation: Mapping[str, Any] | None) -> list[str]:
         f"|---|---|{'---|' * len(tasks)}",
     ]
     for entry in evaluation["configurations"]:
+        if entry["name"] != BLIND and entry["policy"]["weights_digest"] != training["weights_digest"]:
+            continue
         cells = [entry, *(entry["by_task"][task] for task in tasks)]
         rows.append(f"| {entry['name']} | {' | '.join(map(_rate, cells))} |")
     return rows

@@ -25,9 +25,9 @@ def test_evaluate_prints_one_object_with_stable_keys():
     done = run("evaluate", "--task", "close_box", *options)
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
-    assert set(data) == {"tasks", "seeds", "policy_trained", "no_blind_row", "configurations"}
+    assert set(data) == {"tasks", "seeds", "scenes", "policy_trained", "no_blind_row", "configurations"}
     rows = data["configurations"]
-    assert [row["name"] for row in rows][:2] == ["unpruned", "no_image"]
+    assert [row["name"] for row in rows] == ["unpruned", "no_image", "blind"]
     for row in rows:
         assert {"success_rate", "interval", "steps", "step_ms", "pruned", "paired"} <= set(row)
     assert rows[1]["pruned"] == {"image": 1.0, "point": 0.0}
@@ -41,7 +41,27 @@ def test_evaluate_runs_the_configurations_of_a_grid(tmp_path):
     done = run("evaluate", "--task", "close_box", "--episodes", 1, "--policy", "small", "--grid", grid, "--json")
     assert done.exit_code == 0, done.output
     rows = {row["name"]: row["pruned"]["image"] for row in json.loads(done.stdout)["configurations"]}
-    assert rows == {"rate=0.25": pytest.approx(0.25, abs=0.01), "rate=0.75": pytest.approx(0.75, abs=0.01)}
+    assert rows == {
+        "rate=0.25": pytest.approx(0.25, abs=0.01),
+        "rate=0.75": pytest.approx(0.75, abs=0.01),
+        "blind": 1.0,
+    }
+
+
+def test_the_packaged_blind_policy_has_no_row_for_tasks_it_never_saw():
+    done = run("evaluate", "--task", "close_box_narrow", "--episodes", 1, "--policy", "small", "--json")
+    data = json.loads(done.stdout)
+    assert [row["name"] for row in data["configurations"]] == ["unpruned"]
+    assert "train one with `tracekit train --blind`" in data["no_blind_row"]
+
+
+def test_what_is_recorded_has_no_blind_row(tmp_path):
+    options = ("--episodes", 1, "--policy", "small", "--record", tmp_path / "trace.zarr")
+    done = run("evaluate", "--task", "close_box", *options, "--blind", tmp_path)
+    assert isinstance(done.exception, ConfigError)
+    assert "--blind, --record" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+    assert run("evaluate", "--task", "close_box", *options).exit_code == 0
 
 
 def test_evaluate_says_that_untrained_weights_say_nothing():
