@@ -45,6 +45,7 @@ class Killer:
     ) -> list[str]:
         """What the recording into `path` said before it died at operation `kill_at`."""
         progress = path.with_suffix(".progress")
+        progress.write_text("")  # a child that dies before it opens it must not seem to have said what the last one did
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([str(path), str(progress), kill_at, seconds]) + "\n")
