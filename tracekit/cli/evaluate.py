@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -53,22 +54,17 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Run a policy in closed loop on seeds it was not trained on; all configurations meet the same scenes."""
-    from recorders.sim.blind import trained_tasks
     from recorders.sim.evaluate import Case, control_case, unpruned
     from recorders.sim.evaluate import evaluate as run_evaluation
     from replay.sweep import load_grid
     from tracekit.cli._names import names
     from tracekit.config import load_config
     from tracekit.errors import ConfigError
-    from tracekit.weights import packaged_policy
 
     if blind is not None and record is not None:
         raise ConfigError("--blind, --record: one configuration is recorded, without a control; leave out one of both")
     tasks = names(task, "--task")
-    sightless = blind or packaged_policy("blind")
-    if blind is None and sightless is not None and not set(tasks) <= (trained_tasks(sightless) or set()):
-        sightless = None  # what never saw a task is no control of it
-    no_eyes = None if sightless is None else str(sightless)
+    no_eyes = _packaged_blind(tasks) if blind is None else str(blind)
     controls = list(control or [])
     if no_eyes is not None and "blind" not in controls and record is None:
         controls.append("blind")
@@ -100,3 +96,16 @@ def evaluate(
         screen.print(f"No control: {result.no_blind_row}.")
     if not result.trained:
         screen.print("The policy has random weights: its success says nothing.", style="yellow")
+
+
+def _packaged_blind(tasks: Sequence[str]) -> str | None:
+    """Directory of the packaged blind policy, if there is one that was trained on all of `tasks`."""
+    from recorders.sim.papers import trained_tasks
+    from tracekit.policy import load_policy
+    from tracekit.weights import packaged_policy
+
+    directory = packaged_policy("blind")
+    if directory is None:
+        return None
+    digest = load_policy(str(directory)).identity.weights_digest
+    return str(directory) if set(tasks) <= (trained_tasks(directory, digest) or set()) else None

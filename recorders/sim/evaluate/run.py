@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from recorders.recorder import Recorder
-from recorders.sim.blind import is_blind, trained_tasks
+from recorders.sim.blind import is_blind
 from recorders.sim.environment import Environment
 from recorders.sim.evaluate.controls import Case
 from recorders.sim.evaluate.episode import EpisodeOutcome, run_episode
 from recorders.sim.evaluate.known import add_episode, known_episodes
 from recorders.sim.evaluate.results import Evaluation
 from recorders.sim.limits import refuse_episodes
+from recorders.sim.papers import trained_tasks
 from recorders.sim.processes import MOST_PROCESSES, carried_out
 from recorders.sim.record import refuse_recorded
 from recorders.sim.tasks import find_task
@@ -130,7 +131,7 @@ def _refuse_request(cases: Sequence[Case], tasks: Sequence[str], processes: int)
 
 def _shown_what_it_was_trained_on(case: Case, tasks: Sequence[str], identity: PolicyIdentity) -> Case:
     if case.must_be_blind:
-        strange = sorted(set(tasks) - (trained_tasks(Path(case.policy)) or set(tasks)))
+        strange = sorted(set(tasks) - (trained_tasks(Path(case.policy), identity.weights_digest) or set(tasks)))
         if strange:
             raise ConfigError(
                 f"--blind {case.policy}: was not trained on {', '.join(strange)}, so it is no control there; train one "

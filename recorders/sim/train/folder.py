@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recorders.sim.papers import SUMMARY
 from tracekit.errors import ConfigError, PolicyError, TraceError
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "CURVE",
     "POLICY",
     "STATE",
-    "SUMMARY",
     "cut_curve",
     "held_folder",
     "read_state",
@@ -35,7 +35,6 @@ CARD = "MODEL_CARD.md"
 CURVE = "curve.jsonl"
 POLICY = "policy"
 STATE = "state.pt"
-SUMMARY = "training.json"
 
 _PARTS = ("plan", "trainer", "seconds", "held_out", "demonstrations")
 """What a state holds; see `write_state`."""

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from recorders.sim.papers import SUMMARY
 from recorders.sim.train.card import model_card
-from recorders.sim.train.folder import CARD, CURVE, POLICY, SUMMARY, replace_directory
+from recorders.sim.train.folder import CARD, CURVE, POLICY, replace_directory
 from tracekit.errors import ConfigError, TraceError, TracekitError
 from tracekit.model import load_policy_directory
 

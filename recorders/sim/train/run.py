@@ -16,6 +16,7 @@ import torch
 
 from recorders.sim.blind import is_blind
 from recorders.sim.environment import SCENE_VERSION
+from recorders.sim.papers import SUMMARY, papers_of
 from recorders.sim.processes import MOST_PROCESSES
 from recorders.sim.train.batches import Frames
 from recorders.sim.train.card import model_card
@@ -25,7 +26,6 @@ from recorders.sim.train.folder import (
     CURVE,
     POLICY,
     STATE,
-    SUMMARY,
     cut_curve,
     held_folder,
     read_state,
@@ -159,17 +159,10 @@ def _refuse_another(out: Path, plan: TrainingPlan, found: Any) -> None:
 
 def _earlier_runs(policy: Path, digest: str) -> tuple[dict[str, Any], ...]:
     """What is known of the runs that made the weights `digest` in `policy`: a run's own policy, or a published one."""
-    for path in (policy / SUMMARY, policy.parent / SUMMARY):
-        if path.is_file():
-            try:
-                found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-                own = {key: value for key, value in found.items() if key != "before"}
-                earlier = (*found.get("before", ()), own)
-            except (OSError, ValueError, AttributeError, TypeError) as error:
-                raise PolicyError(f"{path}: cannot be read ({error}); mend or remove it") from error
-            if found.get("weights_digest") == digest:
-                return earlier
-    return ()
+    papers = papers_of(policy, digest)
+    if papers is None:
+        return ()
+    return (*papers.get("before", ()), {key: value for key, value in papers.items() if key != "before"})
 
 
 class _Run:

@@ -89,8 +89,10 @@ def test_keys_of_episodes_stay_what_they_were(small_policy):
 @pytest.mark.parametrize("place", ["run", "run/policy"])
 def test_a_blind_policy_is_a_control_of_the_tasks_it_was_trained_on(tmp_path, place):
     policy = tmp_path / "run" / "policy"
-    save_policy(fresh_policy(TrainingPlan(blind=True)), policy)
-    (tmp_path / place / "training.json").write_text(json.dumps({"plan": {"tasks": ["close_box_narrow"]}}))
+    fresh = fresh_policy(TrainingPlan(blind=True))
+    save_policy(fresh, policy)
+    papers = {"weights_digest": fresh.identity.weights_digest, "plan": {"tasks": ["close_box_narrow"]}}
+    (tmp_path / place / "training.json").write_text(json.dumps(papers))
     out = tmp_path / "episodes.jsonl"
     with pytest.raises(ConfigError, match="was not trained on close_box, so it is no control there"):
         evaluate([control_case("blind", "small", str(policy))], [TASK], 1, SEED, out=out)
