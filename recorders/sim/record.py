@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recorders.recorder import Recorder
+from recorders.sim.blind import is_blind
 from recorders.sim.environment import VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
 from recorders.sim.limits import refuse_episodes
@@ -16,7 +17,7 @@ from recorders.sim.tasks import find_task
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration
 from tracekit.engine import Controller, execution_threads
-from tracekit.errors import ConfigError, TraceError
+from tracekit.errors import ConfigError, PolicyError, TraceError
 from tracekit.policy import Precision, load_policy
 from tracekit.sizes import shapes_of, step_bytes
 from tracekit.store import EpisodeInfo, Trace
@@ -89,9 +90,9 @@ def record_simulator(
     """Record `episodes` per task, seeds `seed`, `seed` + 1, …, into `out`, with `reuse = none` and free FPS starts.
 
     Raises ConfigError for an unknown task, an unusable count, or seeds that are negative or, where the policy drives,
-    for training, PolicyError if the policy does not take the simulator's observations, TraceError if an episode is in
-    the trace already or the trace was recorded otherwise; all of these before anything is written. `announce` is told
-    the bytes per step by key before the first one.
+    for training, PolicyError if the policy does not take the simulator's observations or is blind, TraceError if an
+    episode is in the trace already, whole or not, or the trace was recorded otherwise; all of these before anything is
+    written. `announce` is told the bytes per step by key before the first one.
     """
     refuse_episodes(episodes, seed, policy_drives=drive == "policy")
     if len(set(tasks)) < len(tasks):
@@ -103,6 +104,11 @@ def record_simulator(
     refuse_recorded(path, plan)
     config = Configuration()
     loaded = load_policy(policy, Precision(dtype=config.execution.dtype))
+    if is_blind(loaded.identity):
+        raise PolicyError(
+            f"--policy {policy}: was trained without eyes, and a recording would show it everything; use `tracekit "
+            "evaluate`, which does not"
+        )
     controller = Controller(loaded, config)
     environments = {task: Environment(task, loaded.action_spec) for task in tasks}
     task, number = plan[0]
@@ -162,10 +168,16 @@ def _episode_id(task: str, seed: int) -> str:
 
 
 def refuse_recorded(path: Path, plan: Sequence[tuple[str, int]]) -> None:
-    """Raise TraceError if an episode of `plan`, pairs of task and seed, is in the trace `path` already."""
+    """Raise TraceError if an episode of `plan`, pairs of task and seed, is in the trace `path`, finished or not."""
     if path.exists():
-        known = {info.id for info in Trace.open(path).episodes}
+        trace = Trace.open(path)
+        known = {info.id for info in trace.episodes}
         for task, seed in plan:
             name = _episode_id(task, seed)
             if name in known:
                 raise TraceError(f"{path}: episode {name!r} is already there; record other seeds or into another trace")
+            if name in trace.unfinished:
+                raise TraceError(
+                    f"{path}: episode {name!r} was started before and not finished; `tracekit repair` keeps its "
+                    "whole steps; record this seed into another trace"
+                )

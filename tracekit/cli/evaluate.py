@@ -99,13 +99,13 @@ def evaluate(
 
 
 def _packaged_blind(tasks: Sequence[str]) -> str | None:
-    """Directory of the packaged blind policy, if there is one that was trained on all of `tasks`."""
-    from recorders.sim.papers import trained_tasks
+    """Directory of the packaged blind policy, if there is one that is a control on all of `tasks`."""
+    from recorders.sim.evaluate.sightless import no_control_because
     from tracekit.policy import load_policy
     from tracekit.weights import packaged_policy
 
     directory = packaged_policy("blind")
     if directory is None:
         return None
-    digest = load_policy(str(directory)).identity.weights_digest
-    return str(directory) if set(tasks) <= (trained_tasks(directory, digest) or set()) else None
+    reason = no_control_because(directory, load_policy(str(directory)).identity, tasks)
+    return str(directory) if reason is None else None

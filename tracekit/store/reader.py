@@ -21,7 +21,7 @@ from tracekit.store.identity import TRACE_FORMAT, check_identity, open_journal
 from tracekit.store.journal import newest_record
 from tracekit.store.manifest import Manifest
 from tracekit.store.metadata import shard_name
-from tracekit.store.places import episodes_folder, manifest_file, running_folder
+from tracekit.store.places import episodes_folder, manifest_file, running_episodes, running_folder
 from tracekit.store.schema import ArraySpec, EpisodeInfo, rows_axis
 from tracekit.store.shards import ShardReader
 
@@ -63,6 +63,11 @@ class Trace:
     def nbytes(self) -> int:
         """Bytes of all committed episodes on the disk."""
         return sum(info.nbytes for info in self.episodes)
+
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Ids of episodes that were started and not committed: one that is being recorded, or was killed."""
+        return frozenset(running_episodes(self.path) - self._records.keys())
 
     @cached_property
     def digest(self) -> str:

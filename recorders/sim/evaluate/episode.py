@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -36,8 +37,14 @@ class EpisodeOutcome:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EpisodeOutcome:
-        """Inverse of `to_json`."""
-        return cls(**data | {"step_ms": tuple(data["step_ms"])})
+        """Inverse of `to_json`; raises ValueError, TypeError or KeyError for anything else."""
+        outcome = cls(**data | {"step_ms": tuple(data["step_ms"])})
+        numbers = (*outcome.step_ms, outcome.pruned_image, outcome.pruned_point)
+        if not isinstance(outcome.success, bool) or len(outcome.step_ms) != outcome.steps or not outcome.steps:
+            raise ValueError("success or steps of another kind")
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("a number that is not finite")
+        return outcome
 
 
 def run_episode(

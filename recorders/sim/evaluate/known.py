@@ -24,6 +24,8 @@ def known_episodes(path: Path) -> dict[str, EpisodeOutcome]:
     """
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise TraceError(f"{path}: no regular file, so no results to go on with; give --out a file")
     found: dict[str, EpisodeOutcome] = {}
     *lines, rest = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):

@@ -137,7 +137,10 @@ class Evaluation:
         """Why no row is of a policy without eyes, None where one is."""
         if any(is_blind(result.identity) for result in self.cases):
             return None
-        return "no row of a blind policy; train one with `tracekit train --blind`, then give --blind DIR"
+        return (
+            "no row of a blind policy; train one with `tracekit train --blind`, then give --blind DIR (a recording has "
+            "one row alone: evaluate its seeds without --record)"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The object that `evaluate --json` prints."""

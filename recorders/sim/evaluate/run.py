@@ -15,8 +15,8 @@ from recorders.sim.evaluate.controls import Case
 from recorders.sim.evaluate.episode import EpisodeOutcome, run_episode
 from recorders.sim.evaluate.known import add_episode, known_episodes
 from recorders.sim.evaluate.results import Evaluation
+from recorders.sim.evaluate.sightless import no_control_because
 from recorders.sim.limits import refuse_episodes
-from recorders.sim.papers import trained_tasks
 from recorders.sim.processes import MOST_PROCESSES, carried_out
 from recorders.sim.record import refuse_recorded
 from recorders.sim.tasks import find_task
@@ -76,10 +76,10 @@ def evaluate(
     itself with the configuration as it was given. A blind policy is run with every visual token dropped, whatever its
     case says.
 
-    Raises before the first episode: ConfigError for what cannot be run, PolicyError for a policy that cannot be loaded,
-    TraceError for an `out` that holds something else and for a `record` that has one of the episodes or was recorded
-    otherwise. Later: PolicyError where a policy does not fit the simulator or was replaced meanwhile, TraceError where
-    a process was killed.
+    Raises before the first episode: ConfigError for what cannot be run, PolicyError for a policy that cannot be loaded
+    or does not fit the simulator, TraceError for an `out` that holds something else and for a `record` that has one of
+    the episodes or was recorded otherwise. Later: PolicyError where a policy was replaced meanwhile, TraceError where a
+    process was killed.
     """
     refuse_episodes(episodes, seed, policy_drives=True)
     _refuse_request(cases, tasks, processes)
@@ -101,9 +101,11 @@ def evaluate(
     known = {} if record is not None else dict(written)
     keys = [job.key for job in jobs]
     missing = [job for job, key in zip(jobs, keys, strict=True) if key not in known]
-    if out is not None and missing:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.open("a").close()  # rather now than after an episode
+    if missing:
+        _refuse_what_does_not_run(cases, tasks[0], seed, policies)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.open("a").close()  # rather now than after an episode
     for done, (job, outcome) in enumerate(_outcomes(missing, policies, processes, record)):
         known[job.key] = outcome
         if out is not None and job.key not in written:
@@ -131,17 +133,17 @@ def _refuse_request(cases: Sequence[Case], tasks: Sequence[str], processes: int)
 
 def _shown_what_it_was_trained_on(case: Case, tasks: Sequence[str], identity: PolicyIdentity) -> Case:
     if case.must_be_blind:
-        strange = sorted(set(tasks) - (trained_tasks(Path(case.policy), identity.weights_digest) or set(tasks)))
-        if strange:
-            raise ConfigError(
-                f"--blind {case.policy}: was not trained on {', '.join(strange)}, so it is no control there; train one "
-                "with `tracekit train --blind --tasks …`"
-            )
-    if is_blind(identity):
-        return case.without_eyes()
-    if case.must_be_blind:
-        raise ConfigError(f"--blind {case.policy}: this policy has eyes; give one from `tracekit train --blind`")
-    return case
+        reason = no_control_because(Path(case.policy), identity, tasks)
+        if reason is not None:
+            raise ConfigError(f"--blind {case.policy}: {reason}")
+    return case.without_eyes() if is_blind(identity) else case
+
+
+def _refuse_what_does_not_run(cases: Sequence[Case], task: str, seed: int, policies: _Policies) -> None:
+    """Raise what the episodes of `cases` would raise, by one step of each that counts nowhere: some come that late."""
+    for case in cases:
+        policy = policies.load(case)
+        Controller(policy, case.configuration).step(Environment(task, policy.action_spec).reset(seed))
 
 
 def _outcomes(

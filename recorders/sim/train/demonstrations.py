@@ -23,6 +23,7 @@ from numcodecs import Blosc
 
 from recorders.sim.environment import SCENE_VERSION, VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
+from recorders.sim.palette import PALETTE
 from recorders.sim.processes import carried_out
 from recorders.sim.sensor import SegmentationClass
 from recorders.sim.world import World
@@ -116,7 +117,7 @@ class Demonstration:
                 raise TraceError(f"{path}: recorded by another version of the simulator; give --data another folder")
             ends = [0, *data["image_ends"].tolist()]
             stream = data["images"].tobytes()
-            return cls(
+            found = cls(
                 task=path.parent.name,
                 seed=int(path.stem),
                 instruction=data["instruction"].tobytes().decode(),
@@ -129,8 +130,22 @@ class Demonstration:
                 patch_xyz=data["patch_xyz"],
                 patch_pixels=data["patch_pixels"],
             )
+            found._refuse_damaged(ends[-1] == len(stream))
         except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
             raise TraceError(f"{path}: not a demonstration ({error}); remove it and run the command again") from error
+        return found
+
+    def _refuse_damaged(self, whole: bool) -> None:
+        steps = len(self)
+        per_step = (self.state, self.landmarks, self.patch_xyz, self.patch_pixels)
+        if not (whole and len(self.images) == len(self.points) == steps + 1 > 1):
+            raise ValueError("pictures or clouds are missing")
+        if any(len(values) != steps for values in per_step):
+            raise ValueError("labels are missing")
+        if not all(np.isfinite(values).all() for values in (self.points, self.state, self.action)):
+            raise ValueError("holds values that are not finite")
+        if not set(self.instruction.split()) & set(PALETTE):
+            raise ValueError(f"instruction {self.instruction!r} names no colour")
 
 
 def demonstration_path(folder: Path, task: str, seed: int) -> Path:

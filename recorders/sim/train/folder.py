@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recorders.sim.papers import SUMMARY
+from recorders.sim.train.papers import SUMMARY
 from tracekit.errors import ConfigError, PolicyError, TraceError
 
 __all__ = [

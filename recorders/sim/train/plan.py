@@ -1,4 +1,4 @@
-"""What a training run is: everything its losses depend on, as one frozen record."""
+"""What a training run is: everything that a user decides and its losses depend on, as one frozen record."""
 
 from __future__ import annotations
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from recorders.sim.papers import SUMMARY
 from recorders.sim.train.card import model_card
 from recorders.sim.train.folder import CARD, CURVE, POLICY, replace_directory
+from recorders.sim.train.papers import SUMMARY, read_papers
 from tracekit.errors import ConfigError, TraceError, TracekitError
 from tracekit.model import load_policy_directory
 
@@ -27,19 +28,23 @@ def publish(run: Path, destination: Path, evaluation: Path | None = None) -> boo
     """Copy policy, curve and card of the folder `run` to `destination`; False where what is there is not worse.
 
     Compared is the held-out noise loss, where both were measured on the same version of the scenes; a policy of newer
-    scenes replaces one of older, never the other way round, and the same weights replace their own card. `evaluation`:
-    output of `evaluate --json`, for the card.
+    scenes replaces one of older, never the other way round. `evaluation`: output of `evaluate --json`, for the card;
+    with one, the same weights replace their own card.
 
-    Raises TraceError where the run has no held-out loss yet, its papers or its evaluation are of other weights or
-    scenes, or its weights are larger than 8 MB, ConfigError where `destination` is no published policy or is one of
-    another kind: with eyes where the run's is blind, or of other tasks. Nothing is touched then.
+    Raises PolicyError for damaged papers, TraceError where the run has no held-out loss yet, its papers or its
+    evaluation are of other weights or scenes, or its weights are larger than 8 MB, ConfigError where `destination` is
+    no published policy or is one of another kind: with eyes where the run's is blind, or of other tasks. Nothing is
+    touched then.
     """
-    destination = destination.resolve()  # what a link leads to is replaced, not the link
-    training = _read(run / SUMMARY)
+    try:
+        destination = destination.resolve()  # what a link leads to is replaced, not the link
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise TraceError(f"{destination}: cannot be followed ({error}); give another path") from error
+    training = read_papers(run)
     card = _card(run, training, evaluation)
     if "noise" not in training["held_out"]:
         raise TraceError(f"{run}: no held-out loss yet, so nothing to compare; let it train on")
-    if os.path.lexists(destination) and not _worse(destination, training):
+    if os.path.lexists(destination) and not _to_be_replaced(destination, training, evaluated=evaluation is not None):
         return False
     fresh = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
@@ -77,29 +82,24 @@ def _card(run: Path, training: dict[str, Any], evaluation: Path | None) -> str:
         ) from error
 
 
-def _worse(destination: Path, training: dict[str, Any]) -> bool:
-    """Whether what lies in `destination` is to be replaced by what `training` tells of."""
+def _to_be_replaced(destination: Path, training: dict[str, Any], *, evaluated: bool) -> bool:
+    """Whether what lies in `destination` gives way to what `training` tells of."""
     if not all((destination / name).is_file() for name in (SUMMARY, _WEIGHTS)):
         raise ConfigError(
             f"{destination}: is there and holds no published policy, so it is left alone; give a published policy or a "
             "new path"
         )
-    there = _read(destination / SUMMARY)
-    try:
-        for kind, old, new in (
-            ("blind", there["plan"]["blind"], training["plan"]["blind"]),
-            ("tasks", sorted(there["plan"]["tasks"]), sorted(training["plan"]["tasks"])),
-        ):
-            if old != new:
-                raise ConfigError(f"{destination}: holds a policy with {kind} {old}, and not {new}; publish elsewhere")
-        if there["weights_digest"] == training["weights_digest"]:
-            return True
-        old, new = (int(papers.get("scene_version", 0)) for papers in (there, training))
+    there = read_papers(destination)
+    for kind in ("blind", "tasks"):  # in the same order: the frames of the held-out loss hang on it
+        old, new = (papers["plan"][kind] for papers in (there, training))
         if old != new:
-            return new > old
-        return bool(training["held_out"]["noise"] < there["held_out"]["noise"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{destination / SUMMARY}: not of a training run ({error!r}); restore the file") from error
+            raise ConfigError(f"{destination}: holds a policy with {kind} {old}, and not {new}; publish elsewhere")
+    if there["weights_digest"] == training["weights_digest"]:
+        return evaluated  # the card there may have results, and this one would have none
+    old, new = (papers.get("scene_version", 0) for papers in (there, training))
+    if old != new:
+        return bool(new > old)
+    return bool(training["held_out"]["noise"] < there["held_out"].get("noise", math.inf))
 
 
 def _inspect(copy: Path, origin: Path, digest: str) -> None:

@@ -16,7 +16,6 @@ import torch
 
 from recorders.sim.blind import is_blind
 from recorders.sim.environment import SCENE_VERSION
-from recorders.sim.papers import SUMMARY, papers_of
 from recorders.sim.processes import MOST_PROCESSES
 from recorders.sim.train.batches import Frames
 from recorders.sim.train.card import model_card
@@ -37,6 +36,7 @@ from recorders.sim.train.folder import (
 )
 from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.interrupt import interrupts_wait
+from recorders.sim.train.papers import SUMMARY, papers_of
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.trainer import Trainer, held_out_losses
 from tracekit.actions import ActionSpec
@@ -129,7 +129,9 @@ def train(
         if saved is not None and saved["demonstrations"] != digest:
             raise ConfigError(f"{out}: began with other demonstrations than those in {data}; give --out another folder")
         with _one_thread():
-            trainer = Trainer(start_from, Frames(data, plan.demonstrations), plan, threads)
+            frames = Frames(data, plan.demonstrations)
+            _refuse_another_cloud(start_from, frames)
+            trainer = Trainer(start_from, frames, plan, threads)
             run = _Run(out, trainer, Frames(data, plan.held_out), digest, before)
             if saved is not None:
                 run.take_up(saved)
@@ -154,6 +156,15 @@ def _refuse_another(out: Path, plan: TrainingPlan, found: Any) -> None:
         raise ConfigError(
             f"{out}: holds a run with another {', '.join(changed)}; repeat its options to go on, or give --out another "
             "folder"
+        )
+
+
+def _refuse_another_cloud(policy: MLA, frames: Frames) -> None:
+    points = frames[0][0].points.shape[1]
+    if points != policy.config.points:
+        raise PolicyError(
+            f"policy {policy.config.name!r} takes {policy.config.points} points, demonstrations have {points}, as the "
+            "simulator's observations do; start from another policy"
         )
 
 

@@ -17,6 +17,7 @@ from recorders.sim.train.batches import Batch, Frames, make_batch
 from recorders.sim.train.forward import Hidden, draw_noise, forward_batch
 from recorders.sim.train.losses import WEIGHTS, AuxiliaryHeads, auxiliary_losses, noise_loss
 from recorders.sim.train.plan import TrainingPlan
+from tracekit.errors import PolicyError
 from tracekit.layout import PATCHES_PER_VIEW
 from tracekit.model import MLA
 
@@ -67,7 +68,10 @@ class Trainer:
         self.step = 0
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Take the steps that are left, yielding losses by name."""
+        """Take the steps that are left, yielding losses by name.
+
+        Raises PolicyError where a loss is not finite, before it has changed a weight.
+        """
         with ThreadPoolExecutor(self.threads) as workers:
             while self.step < self.plan.steps:
                 yield self._take(workers)
@@ -93,6 +97,13 @@ class Trainer:
         drawn = self._drawn()
         shares = [len(part.indices) / self.plan.batch for part in drawn]
         parts = list(workers.map(self._part_losses, self._parts, drawn))
+        losses = {name: sum(s * part[name] for s, part in zip(shares, parts, strict=True)) for name in parts[0]}
+        total = sum(WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items())
+        if not math.isfinite(total):
+            wrong = ", ".join(name for name, loss in losses.items() if not math.isfinite(loss))
+            raise PolicyError(
+                f"training step {self.step + 1}: {wrong} not finite; lower --learning-rate or start from sound weights"
+            )
         rate = self._learning_rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -101,8 +112,6 @@ class Trainer:
         self.optimiser.step()
         self.step += 1
         self._update_average()
-        losses = {name: sum(s * part[name] for s, part in zip(shares, parts, strict=True)) for name in parts[0]}
-        total = sum(WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items())
         return {"loss": total, **losses, "learning_rate": rate}
 
     def _drawn(self) -> list[_Part]:

@@ -1,8 +1,10 @@
 """The environment as a policy and a recorder meet it."""
 
+import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -222,3 +224,16 @@ def test_episode_uids_follow_the_stored_rule():
     assert environment.episode_uid == episode_uid("close_box", 7)
     assert environment.seed == 7
     assert environment.version()["mujoco"]
+
+
+def test_a_task_is_solved_when_it_has_been_for_eight_ticks_in_a_row(monkeypatch):
+    environment = Environment("close_box", sensor=False)
+    for most, success in ((7, False), (8, True)):
+        state, ticks = environment.reset(1).state, itertools.count()
+        solved = functools.partial(lambda ticks, most, _world: next(ticks) % (most + 1) < most, ticks, most)
+        monkeypatch.setattr(type(environment.scenario), "solved", lambda _self, world, solved=solved: solved(world))
+        outcomes = [environment.step(np.r_[0, 0, 0, state[3:9], 0])]
+        while not outcomes[-1].done:
+            outcomes.append(environment.step(np.r_[0, 0, 0, state[3:9], 0]))
+        assert next(ticks) > 8
+        assert outcomes[-1].success == success

@@ -1,5 +1,6 @@
 """Recording the simulator: whole episodes, and refusals before anything is simulated."""
 
+import numpy as np
 import pytest
 
 import recorders.sim.record
@@ -79,3 +80,28 @@ def test_the_same_recording_twice_is_the_same(tmp_path, small_policy, small_trac
         for key in one:
             if "time_ns" not in key and not key.startswith("timing/"):
                 assert one.read(key).tobytes() == other.read(key).tobytes(), key
+
+
+def test_where_the_policy_drives_its_action_is_executed(tmp_path, short_episodes):
+    for drive, same in (("policy", True), ("expert", False)):
+        record_simulator(["close_box"], 1, 3, tmp_path / drive, policy="small", drive=drive)
+        episode = Trace.open(tmp_path / drive).episode("close_box-3")
+        executed, proposed = episode.read(keys.ACTION_EXECUTED)[:, 0], episode.read(keys.ACTION_POLICY)[:, 0]
+        assert np.array_equal(executed, proposed) == same
+
+
+@pytest.mark.usefixtures("no_simulation")
+def test_a_blind_policy_is_not_shown_what_it_was_trained_without(tmp_path):
+    for drive in ("policy", "expert"):
+        with pytest.raises(PolicyError, match="--policy small-blind: was trained without eyes"):
+            record_simulator(["close_box"], 1, 3, tmp_path / "trace", policy="small-blind", drive=drive)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_episode_that_was_started_and_not_finished_is_refused_before_another_is_recorded(tmp_path, short_episodes):
+    path = tmp_path / "trace"
+    record_simulator(["close_box"], 1, 3, path, policy="small")
+    (path / "journal" / "running" / "close_box-4").mkdir()  # as a killed recording leaves it
+    with pytest.raises(TraceError, match="'close_box-4' was started before and not finished; `tracekit repair`"):
+        record_simulator(["close_laptop", "close_box"], 1, 4, path, policy="small")
+    assert [info.id for info in Trace.open(path).episodes] == ["close_box-3"]

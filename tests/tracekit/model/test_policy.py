@@ -206,7 +206,7 @@ def test_foreign_tokens_starts_and_samples_are_refused(policy, observation):
         policy.tokenize(observation)
 
 
-def test_reference_policy_is_registered_small_and_what_its_card_says():
+def test_reference_policy_is_registered_and_small():
     policy = load_policy("reference")
     identity = policy.identity
     assert identity.name == "reference"
@@ -214,7 +214,13 @@ def test_reference_policy_is_registered_small_and_what_its_card_says():
     assert identity.parameters < 4e6
     assert policy.action_shape == (1, 10)
     assert policy.passes == 8
-    directory = packaged_policy("reference")
+
+
+@pytest.mark.parametrize("name", ["reference", "blind"])
+def test_packaged_weights_are_small_and_their_papers_are_of_them(name):
+    directory = packaged_policy(name)
+    identity = load_policy(str(directory)).identity
+    assert identity.trained
     assert identity.weights_digest in (directory / "MODEL_CARD.md").read_text("utf-8")
     assert identity.weights_digest == json.loads((directory / "training.json").read_text("utf-8"))["weights_digest"]
     assert (directory / "model.safetensors").stat().st_size <= 8e6

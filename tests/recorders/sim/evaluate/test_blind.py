@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 
 from recorders.sim.blind import is_blind
+from recorders.sim.environment import SCENE_VERSION
 from recorders.sim.evaluate import Case, control_case, evaluate, unpruned
 from recorders.sim.evaluate.run import _Job
+from recorders.sim.evaluate.sightless import no_control_because
 from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.plan import TrainingPlan
+from tests.recorders.sim.papers import papers_for
 from tests.small import make_config
 from tracekit.config import load_config, preset_names
 from tracekit.errors import ConfigError
@@ -91,9 +94,29 @@ def test_a_blind_policy_is_a_control_of_the_tasks_it_was_trained_on(tmp_path, pl
     policy = tmp_path / "run" / "policy"
     fresh = fresh_policy(TrainingPlan(blind=True))
     save_policy(fresh, policy)
-    papers = {"weights_digest": fresh.identity.weights_digest, "plan": {"tasks": ["close_box_narrow"]}}
+    papers = papers_for(fresh.identity.weights_digest, tasks=["close_box_narrow"])
     (tmp_path / place / "training.json").write_text(json.dumps(papers))
     out = tmp_path / "episodes.jsonl"
     with pytest.raises(ConfigError, match="was not trained on close_box, so it is no control there"):
         evaluate([control_case("blind", "small", str(policy))], [TASK], 1, SEED, out=out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (None, "no training.json in it or beside it is of its weights"),
+        ({"weights_digest": "other"}, "no training.json in it or beside it is of its weights"),
+        ({"scene_version": SCENE_VERSION - 1}, f"trained in scenes of version {SCENE_VERSION - 1}"),
+        ({"step": 5}, "its training is at step 5 of 6"),
+        ({}, None),
+    ],
+)
+def test_a_blind_policy_that_had_no_chance_is_no_control(tmp_path, changes, reason):
+    fresh = fresh_policy(TrainingPlan(blind=True))
+    save_policy(fresh, tmp_path / "policy")
+    if changes is not None:
+        papers = papers_for(fresh.identity.weights_digest, tasks=[TASK]) | changes
+        (tmp_path / "policy" / "training.json").write_text(json.dumps(papers))
+    found = no_control_because(tmp_path / "policy", fresh.identity, [TASK])
+    assert (found is None) if reason is None else (reason in found)

@@ -1,18 +1,21 @@
 """Closed loop: pairing, controls, recording, and what several calls and processes share."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from recorders.sim import Environment
+from recorders.sim import Environment, episode_uid
 from recorders.sim.evaluate import Case, control_case, evaluate, unpruned
 from recorders.sim.evaluate import run as running
 from recorders.sim.evaluate.controls import swap_colours
 from recorders.sim.evaluate.episode import run_episode
+from recorders.sim.evaluate.known import known_episodes
 from tests.small import make_config, make_policy
+from tracekit.config import load_config
 from tracekit.engine import Controller
 from tracekit.errors import ConfigError, PolicyError, TraceError
 from tracekit.model import save_policy
@@ -209,3 +212,67 @@ def test_controls_that_cannot_be_had_are_refused():
     with pytest.raises(ConfigError, match="no blind policy at hand"):
         control_case("blind", "small", None)
     assert control_case("blind", "small", "elsewhere").policy == "elsewhere"
+
+
+def test_what_a_later_row_cannot_run_is_said_before_the_first_episode(tmp_path, case):
+    out, unlike = tmp_path / "episodes.jsonl", Case("other", load_config("vla-pruner"), "small")
+    with pytest.raises(ConfigError):
+        evaluate([case(), unlike], [TASK], 1, SEED, out=out)
+    save_policy(make_policy(points=512), tmp_path / "policy")
+    with pytest.raises(PolicyError, match="point cloud has shape"):
+        evaluate([case(), Case("other", unpruned(), str(tmp_path / "policy"))], [TASK], 1, SEED, out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"success": 2},
+        {"success": None},
+        {"success": "no"},
+        {"steps": "a"},
+        {"steps": 0, "step_ms": []},
+        {"step_ms": []},
+        {"step_ms": [None, None]},
+        {"step_ms": ["a", "b"]},
+        {"step_ms": [1.0, float("nan")]},
+        {"pruned_image": None},
+        {"pruned_point": float("inf")},
+    ],
+)
+def test_an_episode_with_impossible_values_is_named_and_nothing_is_run(tmp_path, case, wrong):
+    out = tmp_path / "episodes.jsonl"
+    whole = {"success": True, "steps": 2, "step_ms": [1.0, 2.0], "pruned_image": 0.0, "pruned_point": 0.0}
+    for entry, bad in ((whole, False), (whole | wrong, True)):
+        out.write_text(json.dumps({"key": "a"} | entry) + "\n")
+        if not bad:
+            assert set(known_episodes(out)) == {"a"}
+            continue
+        with pytest.raises(TraceError, match="line 1 is no episode"):
+            evaluate([case()], [TASK], 1, SEED, out=out)
+
+
+def test_results_go_on_in_a_regular_file_alone(tmp_path, case):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for out in (pipe, tmp_path):
+        with pytest.raises(TraceError, match="no regular file"):
+            evaluate([case()], [TASK], 1, SEED, out=out)
+
+
+def test_episodes_are_computed_with_one_thread_and_drawn_by_their_uid(monkeypatch, case):
+    threads, uids, step, reset = set(), set(), Controller.step, Controller.reset
+
+    def watched_step(self, observation):
+        threads.add(self.config.execution.threads)
+        return step(self, observation)
+
+    def watched_reset(self, uid):
+        uids.add(uid)
+        reset(self, uid)
+
+    monkeypatch.setattr(Controller, "step", watched_step)
+    monkeypatch.setattr(Controller, "reset", watched_reset)
+    evaluate([case().with_threads(2)], [TASK], 2, SEED)
+    assert threads == {1}
+    assert uids >= {episode_uid(TASK, SEED), episode_uid(TASK, SEED + 1)}

@@ -33,7 +33,7 @@ def test_a_stopped_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch,
     out = tmp_path / "episodes.jsonl"
     evaluate([case()], [TASK], 1, SEED, out=out)
     entry = json.loads(out.read_text())
-    out.write_text(json.dumps(entry | {"success": True, "steps": 7}) + '\n{"key": "cut o')
+    out.write_text(json.dumps(entry | {"success": True, "steps": 7, "step_ms": [1.0] * 7}) + '\n{"key": "cut o')
     ran = []
     real = running.run_episode
     monkeypatch.setattr(running, "run_episode", lambda *a, **b: ran.append(a[2]) or real(*a, **b))

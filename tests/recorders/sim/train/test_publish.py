@@ -98,7 +98,7 @@ def test_what_a_link_leads_to_is_replaced_and_the_link_stays(run, tmp_path):
 
 def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     destination, evaluation = tmp_path / "shipped", tmp_path / "evaluation.json"
-    rate = {"success_rate": 0.5, "interval": [0.24, 0.76]}
+    rate, none = ({"success_rate": p, "interval": list(ends)} for p, ends in ((0.5, (0.24, 0.76)), (0.0, (0.0, 0.28))))
     results = {
         "tasks": ["close_box"],
         "seeds": [0, 9],
@@ -110,7 +110,17 @@ def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     }
     evaluation.write_text(json.dumps(results))
     assert publish(run, destination, evaluation)
-    assert "| unpruned | 50 % (24 … 76) | 50 % (24 … 76) |" in (destination / "MODEL_CARD.md").read_text()
+    card = (destination / "MODEL_CARD.md").read_text()
+    assert "| unpruned | 50 % (24 … 76) | 50 % (24 … 76) |" in card
+    assert not publish(run, destination)  # the same weights, and nothing known of what they do
+    assert (destination / "MODEL_CARD.md").read_text() == card
+    results["configurations"].append(
+        {"name": "blind", "policy": {"weights_digest": "b"}, "by_task": {"close_box": none}}
+    )
+    results["configurations"][1] |= none
+    evaluation.write_text(json.dumps(results))
+    assert publish(run, destination, evaluation)
+    assert "| blind | 0 % (0 … 28) | 0 % (0 … 28) |" in (destination / "MODEL_CARD.md").read_text()
     evaluation.write_text(json.dumps(results | {"scenes": {"scene": "0"}}))
     with pytest.raises(TraceError, match="in scenes of version 0"):
         publish(run, destination, evaluation)
@@ -167,3 +177,32 @@ def test_the_command_says_what_it_needs(tmp_path):
         assert done.returncode == 2
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_weights_too_large_for_a_wheel_are_not_published(run, tmp_path, monkeypatch):
+    size = (run / "policy" / "model.safetensors").stat().st_size
+    monkeypatch.setattr("recorders.sim.train.publish._LARGEST_BYTES", size)
+    assert publish(run, tmp_path / "fits")
+    monkeypatch.setattr("recorders.sim.train.publish._LARGEST_BYTES", size - 1)
+    with pytest.raises(TraceError, match=f"more than the {size - 1} bytes"):
+        publish(run, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_losses_on_other_frames_are_not_compared(run, tmp_path):
+    assert publish(run, tmp_path / "shipped")
+    plan = read(run)["plan"]
+    train_on(run, plan=plan | {"tasks": plan["tasks"][::-1]}, held_out={"noise": 0.0})
+    with pytest.raises(ConfigError, match="holds a policy with tasks"):
+        publish(run, tmp_path / "shipped")
+
+
+def test_what_is_damaged_is_named_and_nothing_is_written(run, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(TraceError, match="cannot be followed"):
+        publish(run, tmp_path / "loop")
+    for damage in ({"held_out": {"noise": float("nan")}}, {"before": 7}):
+        change(run, **damage)
+        with pytest.raises(PolicyError, match="restore the file"):
+            publish(run, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from recorders.sim import Environment, Expert
 from recorders.sim.train import run as running
 from recorders.sim.train import train
 from recorders.sim.train.batches import Frames, make_batch
@@ -16,8 +17,8 @@ from recorders.sim.train.demonstrations import LANDMARKS, Demonstration, demonst
 from recorders.sim.train.fresh import fresh_policy
 from recorders.sim.train.plan import TrainingPlan
 from recorders.sim.train.seeds import MOST_EPISODES, TRAINING_SEEDS, VALIDATION_SEEDS, refuse_training_seeds
-from tests.small import WIDTHS
-from tracekit.errors import ConfigError, TraceError
+from tests.small import WIDTHS, make_policy
+from tracekit.errors import ConfigError, PolicyError, TraceError
 from tracekit.model import (
     MLA,
     REFERENCE_WORDS,
@@ -210,6 +211,65 @@ def test_a_damaged_demonstration_is_named(demonstrations, plan, tmp_path, damage
     path.write_bytes(damage(demonstration_path(demonstrations, task, seed).read_bytes()))
     with pytest.raises(TraceError, match=rf"{seed}.npz: not a demonstration"):
         Frames(tmp_path, [(task, seed)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda one: {"state": one.state[:2]}, "labels are missing"),
+        (lambda one: {"patch_xyz": one.patch_xyz[:-1]}, "labels are missing"),
+        (lambda one: {"images": one.images[:-1]}, "pictures or clouds are missing"),
+        (lambda one: {"points": one.points[:-1]}, "pictures or clouds are missing"),
+        (lambda one: {"state": one.state * np.nan}, "not finite"),
+        (lambda one: {"instruction": "close the box"}, "names no colour"),
+    ],
+)
+def test_a_demonstration_that_lacks_something_is_named_before_it_is_learned_from(
+    demonstrations, plan, tmp_path, damage, words
+):
+    task, seed = plan.demonstrations[0]
+    one = Demonstration.load(demonstration_path(demonstrations, task, seed))
+    replace(one, **damage(one)).save(demonstration_path(tmp_path, task, seed))
+    with pytest.raises(TraceError, match=rf"{seed}.npz: not a demonstration \(.*{words}"):
+        Frames(tmp_path, [(task, seed)])
+
+
+def test_episodes_in_which_the_expert_failed_are_left_out(demonstrations, plan, tmp_path):
+    episodes = [Demonstration.load(demonstration_path(demonstrations, *where)) for where in plan.demonstrations]
+    for number, episode in enumerate(episodes):
+        replace(episode, success=number == 1).save(demonstration_path(tmp_path, episode.task, episode.seed))
+    frames = Frames(tmp_path, plan.demonstrations)
+    assert frames.failed == len(episodes) - 1
+    assert [episode.task for episode in frames.episodes] == [episodes[1].task]
+    assert len(frames) == len(episodes[1])
+
+
+def test_noise_is_executed_and_never_a_label(monkeypatch, tmp_path):
+    acted, executed, act, step = [], [], Expert.act, Environment.step
+    monkeypatch.setattr(Expert, "act", lambda self: acted.append(act(self)) or acted[-1].copy())
+    monkeypatch.setattr(Environment, "step", lambda self, action: executed.append(action.copy()) or step(self, action))
+    seeds = range(TRAINING_SEEDS, TRAINING_SEEDS + 3)
+    record_demonstrations(tmp_path, [("close_box", seed) for seed in seeds])
+    labels = [Demonstration.load(demonstration_path(tmp_path, "close_box", seed)).action for seed in seeds]
+    np.testing.assert_array_equal(np.concatenate(labels), acted)
+    moved = np.abs(np.subtract(executed, acted)).max(1) > 0
+    assert 0.05 < moved.mean() < 0.6
+    assert not np.subtract(executed, acted)[:, -1].any()  # the jaws are left alone
+
+
+def test_a_policy_that_takes_other_clouds_is_not_trained(demonstrations, plan, tmp_path):
+    save_policy(make_policy(points=512), tmp_path / "start")
+    with pytest.raises(PolicyError, match="takes 512 points, demonstrations have 1024"):
+        train(tmp_path / "run", demonstrations, replace(plan, steps=1), resume=tmp_path / "start")
+
+
+def test_weights_that_are_not_finite_are_not_trained_on(demonstrations, plan, tmp_path):
+    spoiled = tiny()
+    with torch.no_grad():
+        next(iter(spoiled.parameters())).fill_(torch.nan)
+    with pytest.raises(PolicyError, match=r"training step 1: .* not finite"):
+        train(tmp_path / "run", demonstrations, replace(plan, steps=2), policy=spoiled)
+    assert not (tmp_path / "run" / "policy").exists()
 
 
 def _npy():
