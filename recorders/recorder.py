@@ -25,13 +25,18 @@ from tracekit.fingerprint import environment_fingerprint
 from tracekit.pruning import Reduction
 from tracekit.store import EpisodeInfo, TraceWriter
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "seeded_id"]
 
 MATCH_ON_APPEND = ("policy", "capture", "execution", "action_spec", "configuration", "driver", "source")
 """Root attributes that must be equal before episodes are added to an existing trace."""
 
 MOST_QUEUE_STEPS = 1024
 """What waits for the writer is held in memory, whole steps of it: more would hide that the disk is too slow."""
+
+
+def seeded_id(task: str, seed: int) -> str:
+    """The id of an episode of a task with seeds, where the caller gives none."""
+    return f"{task}-{seed}"
 
 
 class Recorder:
@@ -135,7 +140,7 @@ class Recorder:
                 f"{self._path}: episode {self._running!r} is still being recorded; end its block before the next one"
             )
         uid = secrets.randbits(64) if uid is None else uid
-        name = f"{task}-{f'{uid:016x}' if seed is None else seed}" if episode_id is None else episode_id
+        name = (f"{task}-{uid:016x}" if seed is None else seeded_id(task, seed)) if episode_id is None else episode_id
         if name in writer.episode_ids:
             raise TraceError(
                 f"{self._path}: episode {name!r} is already there; record another seed or into another trace"

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from recorders.sim.tasks import find_task
 from recorders.sim.train.seeds import MOST_EPISODES, refuse_training_seeds
 from tracekit.errors import ConfigError
 
-__all__ = ["refuse_episodes"]
+__all__ = ["refuse_episodes", "refuse_tasks"]
+
+
+def refuse_tasks(tasks: Sequence[str]) -> None:
+    """Raise ConfigError unless `tasks` are known and each is named once."""
+    if len(set(tasks)) < len(tasks):
+        raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
+    for task in tasks:
+        find_task(task)
 
 
 def refuse_episodes(episodes: int, seed: int, *, policy_drives: bool) -> None:

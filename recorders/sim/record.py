@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from recorders.recorder import Recorder
+from recorders.recorder import Recorder, seeded_id
 from recorders.sim.blind import is_blind
 from recorders.sim.environment import VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
-from recorders.sim.limits import refuse_episodes
-from recorders.sim.tasks import find_task
+from recorders.sim.limits import refuse_episodes, refuse_tasks
 from tracekit.capture import CaptureSpec
 from tracekit.config import Configuration
 from tracekit.engine import Controller, execution_threads
@@ -95,10 +94,7 @@ def record_simulator(
     written. `announce` is told the bytes per step by key before the first one.
     """
     refuse_episodes(episodes, seed, policy_drives=drive == "policy")
-    if len(set(tasks)) < len(tasks):
-        raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
-    for task in tasks:
-        find_task(task)
+    refuse_tasks(tasks)
     plan = [(task, seed + index) for task in tasks for index in range(episodes)]
     path = Path(out)
     refuse_recorded(path, plan)
@@ -129,7 +125,7 @@ def record_simulator(
             _record_episode(recorder, controller, environments[task], number, drive)
     seconds = time.perf_counter() - start
     trace = Trace.open(path)
-    new = {_episode_id(task, number) for task, number in plan}
+    new = {seeded_id(task, number) for task, number in plan}
     return RecordingSummary(
         path=path,
         episodes=tuple(info for info in trace.episodes if info.id in new),
@@ -151,7 +147,6 @@ def _record_episode(
         environment.instruction,
         seed=seed,
         uid=episode_uid(environment.task, seed),
-        episode_id=_episode_id(environment.task, seed),
         cameras={VIEW: environment.camera},
     ) as episode:
         done = False
@@ -163,17 +158,13 @@ def _record_episode(
             observation, done, episode.success = outcome.observation, outcome.done, outcome.success
 
 
-def _episode_id(task: str, seed: int) -> str:
-    return f"{task}-{seed}"
-
-
 def refuse_recorded(path: Path, plan: Sequence[tuple[str, int]]) -> None:
     """Raise TraceError if an episode of `plan`, pairs of task and seed, is in the trace `path`, finished or not."""
     if path.exists():
         trace = Trace.open(path)
         known = {info.id for info in trace.episodes}
         for task, seed in plan:
-            name = _episode_id(task, seed)
+            name = seeded_id(task, seed)
             if name in known:
                 raise TraceError(f"{path}: episode {name!r} is already there; record other seeds or into another trace")
             if name in trace.unfinished:

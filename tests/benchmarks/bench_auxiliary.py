@@ -18,6 +18,7 @@ from recorders.sim.record import record_simulator
 from recorders.sim.tasks import TASKS
 from recorders.sim.train import TrainingPlan, train
 from replay.analysis import analyse
+from tracekit.policy import load_policy
 from tracekit.pruning.analysis import summary
 
 FIRST_SEED = 3000
@@ -47,7 +48,7 @@ def main() -> None:
         rows = stage_1(str(run / "policy"), options.episodes, options.out / f"{name}.zarr")
         result[name] = {"weights_digest": trained.weights_digest, "held_out": trained.held_out, "tasks": rows}
     rows = stage_1("reference", options.episodes, options.out / "packaged.zarr")
-    result["packaged"] = {"tasks": rows}
+    result["packaged"] = {"weights_digest": load_policy("reference").identity.weights_digest, "tasks": rows}
     print(json.dumps(result, indent=1))
 
 

@@ -28,7 +28,7 @@ def train(
         Path | None, typer.Option(help="Policy to start from, with a fresh optimiser.", metavar="DIR")
     ] = None,
     threads: Annotated[
-        int, typer.Option(help="Threads, and processes for demonstrations; losses are the same for any.")
+        int, typer.Option(help="Processes for demonstrations, threads for training, which keeps two busy.")
     ] = 2,
     no_auxiliary: Annotated[bool, typer.Option("--no-auxiliary", help="The action loss alone.")] = False,
     thinned: Annotated[

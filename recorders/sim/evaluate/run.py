@@ -16,10 +16,9 @@ from recorders.sim.evaluate.episode import EpisodeOutcome, run_episode
 from recorders.sim.evaluate.known import add_episode, known_episodes
 from recorders.sim.evaluate.results import Evaluation
 from recorders.sim.evaluate.sightless import no_control_because
-from recorders.sim.limits import refuse_episodes
+from recorders.sim.limits import refuse_episodes, refuse_tasks
 from recorders.sim.processes import MOST_PROCESSES, carried_out
 from recorders.sim.record import refuse_recorded
-from recorders.sim.tasks import find_task
 from tracekit.digest import digest_json
 from tracekit.engine import Controller
 from tracekit.errors import ConfigError, PolicyError
@@ -125,10 +124,7 @@ def _refuse_request(cases: Sequence[Case], tasks: Sequence[str], processes: int)
             raise ConfigError(
                 f"{name}: {rows} rows have this name; name each control once, each configuration differently"
             )
-    if len(set(tasks)) < len(tasks):
-        raise ConfigError(f"--task {','.join(tasks)}: a task is named twice; name each once")
-    for task in tasks:
-        find_task(task)
+    refuse_tasks(tasks)
 
 
 def _shown_what_it_was_trained_on(case: Case, tasks: Sequence[str], identity: PolicyIdentity) -> Case:

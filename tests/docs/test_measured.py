@@ -1,0 +1,91 @@
+"""What the docs say was measured is what the committed files say, of the policies that ship."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tracekit.policy import load_policy
+from tracekit.weights import packaged_policy
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "train-and-evaluate.md").read_text("utf-8")
+
+
+def measured(name):
+    return json.loads((DOCS / "measured" / name).read_text("utf-8"))
+
+
+def rows(heading):
+    """Cells of the table under the row that begins with `heading`."""
+    lines = PAGE.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(heading))
+    cells = [line.strip("|").split("|") for line in lines[start + 2 : lines.index("", start)]]
+    return {first.strip("` "): [cell.strip() for cell in rest] for first, *rest in cells}
+
+
+def percent(entry):
+    return f"{100 * entry['success_rate']:.0f} %"
+
+
+def paired(entry):
+    low, high = entry["paired"]["interval"]
+    parts = (f"{100 * value:+.0f}" for value in (entry["paired"]["difference"], low, high))
+    return "({}, {} to {})".format(*(re.sub(r"^\+0$", "0", part) for part in parts))
+
+
+@pytest.mark.parametrize("name", ["controls.json", "naive.json", "auxiliary.json"])
+def test_what_was_measured_is_of_the_weights_that_ship(name):
+    shipped = {
+        policy: load_policy(str(packaged_policy(policy))).identity.weights_digest for policy in ("reference", "blind")
+    }
+    data = measured(name)
+    if name == "auxiliary.json":
+        assert data["packaged"]["weights_digest"] == shipped["reference"]
+        return
+    for entry in data["configurations"]:
+        assert entry["policy"]["weights_digest"] == shipped["blind" if entry["name"] == "blind" else "reference"]
+
+
+def test_the_table_of_controls_is_what_was_measured():
+    data, found = measured("controls.json"), rows("| | close_box")
+    assert set(found) == {entry["name"] for entry in data["configurations"]}
+    for entry in data["configurations"]:
+        assert found[entry["name"]] == [percent(entry["by_task"][task]) for task in data["tasks"]]
+
+
+def test_the_tables_of_naive_pruning_are_what_was_measured():
+    data, found, by_task = measured("naive.json"), rows("| dropped | of both"), rows("| dropped of both modalities |")
+    entries = {entry["name"]: entry for entry in data["configurations"]}
+    assert found["nothing"][0] == percent(entries["unpruned"])
+    for rate in (25, 50, 75, 90):
+        columns = [entries[f"naive-{modalities}-{rate}"] for modalities in ("both", "2d", "3d")]
+        assert found[f"{rate} %"] == [f"{percent(entry)} {paired(entry)}" for entry in columns]
+        assert by_task[f"{rate} %"] == [percent(columns[0]["by_task"][task]) for task in data["tasks"]]
+    for name, entry in (("nothing", entries["unpruned"]), ("blind", entries["blind"])):
+        assert by_task[name] == [percent(entry["by_task"][task]) for task in data["tasks"]]
+
+
+def test_the_table_of_stage_1_is_what_was_measured():
+    data, found = measured("auxiliary.json"), rows("| M^S1, 2D |")
+    shares = [
+        {row["task"]: f"{row['m_2d_s1']:.2f}" for row in data[run]["tasks"]} for run in ("without", "with", "packaged")
+    ]
+    assert found == {task: [share[task] for share in shares] for task in shares[0]}
+
+
+def test_the_bounds_that_make_tasks_measure_hold():
+    """Controls far below, naive pruning felt: without these a success rate says nothing about a pruner."""
+    by_name = {entry["name"]: entry["by_task"] for entry in measured("controls.json")["configurations"]}
+    unpruned = {task: entry["success_rate"] for task, entry in by_name["unpruned"].items()}
+    for task, rate in unpruned.items():
+        below = {name: rate - by_name[name][task]["success_rate"] for name in by_name}
+        assert rate >= (0.75 if task.startswith("close_") else 0.5)
+        assert by_name["blind"][task]["success_rate"] <= 0.4
+        assert by_name["no_visual"][task]["success_rate"] <= by_name["blind"][task]["success_rate"]
+        assert (below["blind"] >= 0.4, below["no_image"] >= 0.25, below["no_points"] >= 0.15) == (True, True, True)
+        assert below["wrong_instruction"] >= 0.4
+    naive = {entry["name"]: entry for entry in measured("naive.json")["configurations"]}
+    assert naive["naive-both-75"]["paired"]["difference"] <= -0.15
+    assert measured("narrow.json")["configurations"][0]["success_rate"] >= 0.9
