@@ -15,7 +15,9 @@ from tracekit.errors import PolicyError
 
 @pytest.fixture
 def trainer(demonstrations, plan):
-    return Trainer(tiny(trained=True), Frames(demonstrations, plan.demonstrations), replace(plan, steps=4))
+    return Trainer(
+        tiny(trained=True), Frames(demonstrations, plan.demonstrations), replace(plan, steps=4, learning_rate=0.1)
+    )
 
 
 def test_the_average_follows_the_weights_slowly(trainer):
