@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reports.rank import rank
 from tracekit.policy import load_policy
 from tracekit.weights import packaged_policy
 
@@ -17,9 +18,9 @@ def measured(name):
     return json.loads((DOCS / "measured" / name).read_text("utf-8"))
 
 
-def rows(heading):
+def rows(heading, page=PAGE):
     """Cells of the table under the row that begins with `heading`."""
-    lines = PAGE.splitlines()
+    lines = page.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(heading))
     cells = [line.strip("|").split("|") for line in lines[start + 2 : lines.index("", start)]]
     return {first.strip("` "): [cell.strip() for cell in rest] for first, *rest in cells}
@@ -35,7 +36,7 @@ def paired(entry):
     return "({}, {} to {})".format(*(re.sub(r"^\+0$", "0", part) for part in parts))
 
 
-@pytest.mark.parametrize("name", ["controls.json", "naive.json", "auxiliary.json"])
+@pytest.mark.parametrize("name", ["controls.json", "naive.json", "auxiliary.json", "rank/evaluation.json"])
 def test_what_was_measured_is_of_the_weights_that_ship(name):
     shipped = {
         policy: load_policy(str(packaged_policy(policy))).identity.weights_digest for policy in ("reference", "blind")
@@ -89,3 +90,15 @@ def test_the_bounds_that_make_tasks_measure_hold():
     naive = {entry["name"]: entry for entry in measured("naive.json")["configurations"]}
     assert naive["naive-both-75"]["paired"]["difference"] <= -0.15
     assert measured("narrow.json")["configurations"][0]["success_rate"] >= 0.9
+
+
+def test_the_ranks_are_what_was_measured():
+    ranking, page = measured("rank/ranking.json"), (DOCS / "sweep.md").read_text("utf-8")
+    tau, low, high = (f"{value:.2f}" for value in (ranking["tau_b"], *ranking["interval"]))
+    assert f"τ-b is {tau} ({low} to {high})" in page
+    assert f"τ-b = {tau} ({low} to {high})" in (DOCS.parent / "README.md").read_text("utf-8")
+    assert rows("| configuration | deviation, offline", page) == {
+        one["name"]: [f"{one['deviation']:.3f}", percent(one)] for one in ranking["configurations"]
+    }
+    found = rank(DOCS / "measured/rank/sweep.parquet", DOCS / "measured/rank/evaluation.json")
+    assert found.to_json() == ranking
