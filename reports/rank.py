@@ -24,6 +24,8 @@ __all__ = ["RankedConfiguration", "Ranking", "Tau", "rank", "rank_table"]
 
 LEVEL = 0.95
 FEWEST = 3
+_BLIND = "blind"
+"""Name of the row of a policy without eyes in an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,11 @@ class RankedConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """`column`: the deviation that ranks. `tasks`: what both are restricted to. `left_out`: names in one of the two."""
+    """`column`: the deviation that ranks. `tasks`: what both are restricted to. `left_out`: names in one of the two.
+
+    `blind`: success rate of the policy without eyes on the same tasks and seeds, which no deviation ranks; None where
+    it was not evaluated.
+    """
 
     column: str
     tasks: tuple[str, ...]
@@ -62,6 +68,7 @@ class Ranking:
     overall: Tau
     by_task: Mapping[str, Tau]
     left_out: tuple[str, ...]
+    blind: float | None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `report rank --json` prints."""
@@ -75,6 +82,7 @@ class Ranking:
             "by_task": {task: _tau_json(tau) for task, tau in self.by_task.items()},
             "configurations": [asdict(configuration) for configuration in self.configurations],
             "left_out": list(self.left_out),
+            "blind": self.blind,
         }
 
 
@@ -100,7 +108,8 @@ def rank(
     that both have. Raises TraceError (one line) where a file cannot be used or has too little in common with the other.
     """
     table = _table(Path(sweep), column)
-    closed = _closed(Path(evaluation))
+    cases = _cases(Path(evaluation))
+    closed = {method: one for method, one in cases.items() if method != _BLIND}
     tasks = sorted({*table["task"].unique()} & {task for one in closed.values() for task in one.by_seed})
     if not tasks:
         raise TraceError(f"{sweep} and {evaluation} have no task in common; sweep over traces of the evaluated tasks")
@@ -136,6 +145,7 @@ def rank(
         overall=_tau(overall, won.mean(1), resampled),
         by_task={task: _tau(deviations[:, i], won[:, i], resampled) for i, task in enumerate(tasks)},
         left_out=tuple(sorted(left_out)),
+        blind=_success(cases.get(_BLIND), tasks, seeds),
     )
 
 
@@ -149,6 +159,8 @@ def rank_table(found: Ranking) -> Group:
     for row in found.configurations:
         success = f"{100 * row.success_rate:.0f} %"
         table.add_row(row.name, f"{row.deviation:.4f}", f"{row.rank_offline:g}", success, f"{row.rank_closed:g}")
+    if found.blind is not None:
+        table.add_row("blind", "", "", f"{100 * found.blind:.0f} %", "")
     lines = [f"Kendall's τ-b between small deviation and success: {_shown(found.overall)}."]
     lines += [f"  {task}: {_shown(tau)}" for task, tau in found.by_task.items() if len(found.by_task) > 1]
     lines.append(f"Intervals: 95 %, {found.resamples} resamples of the seeds, the same for all configurations.")
@@ -180,20 +192,27 @@ def _table(path: Path, column: str) -> pl.DataFrame:
     return table
 
 
-def _closed(path: Path) -> dict[str, _Closed]:
-    """Method digest -> configuration, controls left out."""
+def _cases(path: Path) -> dict[str, _Closed]:
+    """Method digest -> configuration, and `_BLIND` -> the policy without eyes; other controls left out."""
     try:
-        cases = json.loads(path.read_text("utf-8"))["configurations"]
-        found = {
-            method_digest(case["configuration"]): _Closed(case["name"], case["by_seed"])
-            for case in cases
-            if not case["wrong_instruction"] and case["configuration"]["pruner"]["kind"] != "drop"
-        }
+        found = {}
+        for case in json.loads(path.read_text("utf-8"))["configurations"]:
+            control = case["wrong_instruction"] or case["configuration"]["pruner"]["kind"] == "drop"
+            if not control or case["name"] == _BLIND:
+                method = _BLIND if control else method_digest(case["configuration"])
+                found[method] = _Closed(case["name"], case["by_seed"])
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror}); give what `evaluate --json` printed") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TraceError(f"{path}: not an evaluation; give what `tracekit evaluate --json` printed") from None
     return found
+
+
+def _success(case: _Closed | None, tasks: Sequence[str], seeds: Sequence[str]) -> float | None:
+    """Success rate of `case`, None where there is none or it lacks one of the episodes."""
+    if case is None or not all(seed in case.by_seed.get(task, ()) for task in tasks for seed in seeds):
+        return None
+    return float(np.mean([case.by_seed[task][seed] for task in tasks for seed in seeds]))
 
 
 def _deviation(table: pl.DataFrame, method: str, tasks: Sequence[str], column: str) -> float:

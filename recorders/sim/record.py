@@ -169,6 +169,6 @@ def refuse_recorded(path: Path, plan: Sequence[tuple[str, int]]) -> None:
                 raise TraceError(f"{path}: episode {name!r} is already there; record other seeds or into another trace")
             if name in trace.unfinished:
                 raise TraceError(
-                    f"{path}: episode {name!r} was started before and not finished; `tracekit repair` keeps its "
-                    "whole steps; record this seed into another trace"
+                    f"{path}: episode {name!r} was started and is not finished; wait where it is being recorded, "
+                    "run `tracekit repair` where that was killed, or record into another trace"
                 )

@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from recorders.sim import Environment
+from recorders.sim.environment import SCENE_VERSION
 from reports.rank import rank
 from tracekit.policy import load_policy
 from tracekit.weights import packaged_policy
@@ -64,6 +67,7 @@ def test_the_tables_of_naive_pruning_are_what_was_measured():
         columns = [entries[f"naive-{modalities}-{rate}"] for modalities in ("both", "2d", "3d")]
         assert found[f"{rate} %"] == [f"{percent(entry)} {paired(entry)}" for entry in columns]
         assert by_task[f"{rate} %"] == [percent(columns[0]["by_task"][task]) for task in data["tasks"]]
+    assert found["blind"][0] == f"{percent(entries['blind'])} {paired(entries['blind'])}"
     for name, entry in (("nothing", entries["unpruned"]), ("blind", entries["blind"])):
         assert by_task[name] == [percent(entry["by_task"][task]) for task in data["tasks"]]
 
@@ -89,16 +93,37 @@ def test_the_bounds_that_make_tasks_measure_hold():
         assert below["wrong_instruction"] >= 0.4
     naive = {entry["name"]: entry for entry in measured("naive.json")["configurations"]}
     assert naive["naive-both-75"]["paired"]["difference"] <= -0.15
-    assert measured("narrow.json")["configurations"][0]["success_rate"] >= 0.9
+    assert measured("narrow/evaluation.json")["configurations"][0]["success_rate"] >= 0.9
 
 
 def test_the_ranks_are_what_was_measured():
     ranking, page = measured("rank/ranking.json"), (DOCS / "sweep.md").read_text("utf-8")
     tau, low, high = (f"{value:.2f}" for value in (ranking["tau_b"], *ranking["interval"]))
     assert f"τ-b is {tau} ({low} to {high})" in page
-    assert f"τ-b = {tau} ({low} to {high})" in (DOCS.parent / "README.md").read_text("utf-8")
-    assert rows("| configuration | deviation, offline", page) == {
-        one["name"]: [f"{one['deviation']:.3f}", percent(one)] for one in ranking["configurations"]
-    }
+    assert f"{tau} ({low} to {high})" in (DOCS.parent / "README.md").read_text("utf-8")
+    expected = {one["name"]: [f"{one['deviation']:.3f}", percent(one)] for one in ranking["configurations"]}
+    expected["blind`, a policy without eyes"] = ["", f"{100 * ranking['blind']:.0f} %"]
+    assert rows("| configuration | deviation, offline", page) == expected
     found = rank(DOCS / "measured/rank/sweep.parquet", DOCS / "measured/rank/evaluation.json")
     assert found.to_json() == ranking
+
+
+def test_the_narrow_scenes_were_measured_with_a_policy_that_could_learn_no_more():
+    papers, results = measured("narrow/training.json"), measured("narrow/evaluation.json")
+    (entry,) = results["configurations"]
+    assert entry["policy"]["weights_digest"] == papers["weights_digest"]
+    assert (papers["plan"]["blind"], papers["step"]) == (True, papers["plan"]["steps"])
+    assert papers["scene_version"] == int(results["scenes"]["scene"]) == SCENE_VERSION
+    lines = map(json.loads, (DOCS / "measured/narrow/curve.jsonl").read_text("utf-8").splitlines())
+    noise = {line["step"]: line["held_out"]["noise"] for line in lines if "held_out" in line}
+    assert noise[2000] == pytest.approx(noise[1250], rel=0.01)
+    tasks = ("close_box_narrow", "close_laptop_narrow", "close_fridge_narrow")
+    rates = [percent(entry["by_task"][task]) for task in tasks]
+    assert "{} of boxes, {} of laptops and {} of fridges".format(*rates) in " ".join(PAGE.split())
+    environment, left = Environment("close_fridge_narrow", sensor=False), []
+    for seed in range(100):
+        environment.reset(seed)
+        left.append(float(environment.world.position("target")[1]))
+    failed = {int(seed) for seed, won in entry["by_seed"]["close_fridge_narrow"].items() if not won}
+    assert len(failed) == 15
+    assert len(failed & set(np.argsort(left)[-25:].tolist())) == 12

@@ -45,6 +45,9 @@ def write(folder, deviations, wins, seeds=20, **about):
         for config, won in zip(CONFIGS, wins, strict=False)
     ]
     cases.append({**cases[0], "name": "told wrong", "wrong_instruction": True})
+    drop = {**cases[0]["configuration"], "pruner": {"kind": "drop"}}
+    for name in ("blind", "no_image"):
+        cases.append({**cases[-2], "name": name, "configuration": drop, "wrong_instruction": False})
     (folder / "evaluation.json").write_text(json.dumps({"configurations": cases}))
     return folder / "sweep.parquet", folder / "evaluation.json"
 

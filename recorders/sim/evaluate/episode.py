@@ -42,8 +42,8 @@ class EpisodeOutcome:
         numbers = (*outcome.step_ms, outcome.pruned_image, outcome.pruned_point)
         if not isinstance(outcome.success, bool) or len(outcome.step_ms) != outcome.steps or not outcome.steps:
             raise ValueError("success or steps of another kind")
-        if not all(math.isfinite(number) for number in numbers):
-            raise ValueError("a number that is not finite")
+        if not all(math.isfinite(number) and number >= 0 for number in numbers) or max(numbers[-2:]) > 1:
+            raise ValueError("times or shares of another kind")
         return outcome
 
 

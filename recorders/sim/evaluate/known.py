@@ -12,7 +12,7 @@ from tracekit.errors import TraceError
 __all__ = ["add_episode", "known_episodes"]
 
 _BEGINNING = b'{"key"'
-_NOT_AN_EPISODE = (ValueError, KeyError, TypeError, RecursionError)
+_NOT_AN_EPISODE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 def known_episodes(path: Path) -> dict[str, EpisodeOutcome]:

@@ -21,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc
 
+from recorders.sim.cloud import POINTS
 from recorders.sim.environment import SCENE_VERSION, VIEW, Environment, episode_uid
 from recorders.sim.expert import Expert
 from recorders.sim.palette import PALETTE
 from recorders.sim.processes import carried_out
-from recorders.sim.sensor import SegmentationClass
+from recorders.sim.sensor import FRONT, SegmentationClass
 from recorders.sim.world import World
+from tracekit.actions import ActionSpec
 from tracekit.camera import Camera
 from tracekit.errors import ConfigError, TraceError
 from tracekit.layout import GRID, PATCHES_PER_VIEW
@@ -76,9 +78,13 @@ class Demonstration:
 
     def image(self, frame: int) -> npt.NDArray[np.uint8]:
         """(224, 224, 3) uint8 picture of observation `frame`, 0 ... T."""
-        pixels = np.frombuffer(_CODEC.decode(self.images[frame]), np.uint8)
-        side = round((pixels.size / 3) ** 0.5)
-        return pixels.reshape(side, side, 3)
+        try:
+            pixels = np.frombuffer(_CODEC.decode(self.images[frame]), np.uint8)
+            return pixels.reshape(FRONT.height, FRONT.width, 3)
+        except (RuntimeError, ValueError) as error:
+            raise TraceError(
+                f"{self.task}/{self.seed}.npz: picture {frame} is damaged ({error}); remove the file and run again"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -131,17 +137,24 @@ class Demonstration:
                 patch_pixels=data["patch_pixels"],
             )
             found._refuse_damaged(ends[-1] == len(stream))
-        except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, BadZipFile) as error:
             raise TraceError(f"{path}: not a demonstration ({error}); remove it and run the command again") from error
         return found
 
     def _refuse_damaged(self, whole: bool) -> None:
-        steps = len(self)
-        per_step = (self.state, self.landmarks, self.patch_xyz, self.patch_pixels)
+        steps, size = len(self), ActionSpec().size
         if not (whole and len(self.images) == len(self.points) == steps + 1 > 1):
             raise ValueError("pictures or clouds are missing")
-        if any(len(values) != steps for values in per_step):
-            raise ValueError("labels are missing")
+        shapes = (
+            (self.points, (steps + 1, POINTS, 3)),
+            (self.state, (steps, size)),
+            (self.action, (steps, size)),
+            (self.landmarks, (steps, len(LANDMARKS), 3)),
+            (self.patch_xyz, (steps, PATCHES_PER_VIEW, 3)),
+            (self.patch_pixels, (steps, PATCHES_PER_VIEW, 2)),
+        )
+        if any(values.shape != shape for values, shape in shapes):
+            raise ValueError("labels, clouds or states of other shapes")
         if not all(np.isfinite(values).all() for values in (self.points, self.state, self.action)):
             raise ValueError("holds values that are not finite")
         if not set(self.instruction.split()) & set(PALETTE):

@@ -24,6 +24,7 @@ def papers_of(policy: Path, weights_digest: str) -> dict[str, Any] | None:
 
     Raises PolicyError for a file that cannot be read, and for damaged papers of these weights.
     """
+    policy = policy.resolve()  # of `.` and of a link, the folder around it is another
     for path in (policy / SUMMARY, policy.parent / SUMMARY):
         if path.is_file():
             found = _read(path)
@@ -55,7 +56,7 @@ def _sound(path: Path, found: Any) -> dict[str, Any]:
     try:
         papers = dict(found)
         sound = all(_is_sound(run) for run in (papers, *papers.get("before", [])))
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ConfigError) as error:
         raise PolicyError(f"{path}: not of a training run ({error!r}); restore the file, or train again") from error
     if not sound:
         raise PolicyError(f"{path}: holds values that no training run writes; restore the file, or train again")
@@ -64,10 +65,11 @@ def _sound(path: Path, found: Any) -> dict[str, Any]:
 
 def _is_sound(run: Mapping[str, Any]) -> bool:
     plan = plan_of(run)
-    counts = (run["seconds"], *(run[name] for name in _COUNTS), run.get("scene_version", 0))
+    counts = (plan.steps, plan.episodes, plan.batch, plan.draws, plan.seed, run.get("scene_version", 0))
     return (
         isinstance(run["plan"]["tasks"], list)
         and all(isinstance(run[name], str) for name in ("weights_digest", "demonstrations_digest"))
-        and all(math.isfinite(value) for value in (*run["held_out"].values(), plan.learning_rate))
-        and all(math.isfinite(value) and value >= 0 for value in counts)
+        and all(type(count) is int and count >= 0 for count in (*counts, *(run[name] for name in _COUNTS)))
+        and all(type(answer) is bool for answer in (plan.blind, plan.auxiliary))
+        and all(math.isfinite(value) for value in (*run["held_out"].values(), plan.learning_rate, run["seconds"]))
     )

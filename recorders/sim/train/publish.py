@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from recorders.sim.blind import BLIND
 from recorders.sim.train.card import model_card
 from recorders.sim.train.folder import CARD, CURVE, POLICY, replace_directory
 from recorders.sim.train.papers import SUMMARY, read_papers
@@ -69,6 +70,8 @@ def _card(run: Path, training: dict[str, Any], evaluation: Path | None) -> str:
             evaluated = {entry["policy"]["weights_digest"] for entry in results["configurations"]}
             if training["weights_digest"] not in evaluated:
                 raise TraceError(f"{evaluation}: is of other weights than {run}; evaluate {run / POLICY}")
+            if BLIND not in {entry["policy"]["name"] for entry in results["configurations"]}:
+                raise TraceError(f"{evaluation}: has no row of a blind policy, without which rates say little; add one")
             if results["scenes"]["scene"] != str(training["scene_version"]):
                 raise TraceError(
                     f"{evaluation}: in scenes of version {results['scenes']['scene']}, {run} was trained in those of "
@@ -115,7 +118,7 @@ def _inspect(copy: Path, origin: Path, digest: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TraceError(f"{path}: cannot be read ({error}); give the folder of a training run") from error
     if not isinstance(data, dict):
         raise TraceError(f"{path}: not a JSON object; give the folder of a training run")

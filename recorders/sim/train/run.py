@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from recorders.sim.blind import is_blind
+from recorders.sim.cloud import POINTS
 from recorders.sim.environment import SCENE_VERSION
 from recorders.sim.processes import MOST_PROCESSES
 from recorders.sim.train.batches import Frames
@@ -117,6 +118,11 @@ def train(
             f"policy {start_from.config.name!r} has other actions than the demonstrations; train one with the "
             f"simulator's {ActionSpec()}"
         )
+    if start_from.config.points != POINTS:
+        raise PolicyError(
+            f"policy {start_from.config.name!r} takes {start_from.config.points} points, demonstrations have {POINTS}, "
+            "as the simulator's observations do; start from another policy"
+        )
     start_from.trained = True
     with held_folder(out):
         saved = read_state(out)
@@ -129,9 +135,7 @@ def train(
         if saved is not None and saved["demonstrations"] != digest:
             raise ConfigError(f"{out}: began with other demonstrations than those in {data}; give --out another folder")
         with _one_thread():
-            frames = Frames(data, plan.demonstrations)
-            _refuse_another_cloud(start_from, frames)
-            trainer = Trainer(start_from, frames, plan, threads)
+            trainer = Trainer(start_from, Frames(data, plan.demonstrations), plan, threads)
             run = _Run(out, trainer, Frames(data, plan.held_out), digest, before)
             if saved is not None:
                 run.take_up(saved)
@@ -156,15 +160,6 @@ def _refuse_another(out: Path, plan: TrainingPlan, found: Any) -> None:
         raise ConfigError(
             f"{out}: holds a run with another {', '.join(changed)}; repeat its options to go on, or give --out another "
             "folder"
-        )
-
-
-def _refuse_another_cloud(policy: MLA, frames: Frames) -> None:
-    points = frames[0][0].points.shape[1]
-    if points != policy.config.points:
-        raise PolicyError(
-            f"policy {policy.config.name!r} takes {policy.config.points} points, demonstrations have {points}, as the "
-            "simulator's observations do; start from another policy"
         )
 
 
@@ -202,7 +197,7 @@ class _Run:
             cut_curve(self._out, 0)
         with interrupts_wait() as interrupted:
             with (self._out / CURVE).open("a", encoding="utf-8") as curve:
-                for losses in trainer.run():
+                for losses in self._steps():
                     now = time.perf_counter()
                     self._seconds = passed + now - began
                     entry = self._entry(losses)
@@ -220,6 +215,15 @@ class _Run:
         if interrupted():
             raise KeyboardInterrupt
         return summary
+
+    def _steps(self) -> Iterator[dict[str, float]]:
+        """The steps that are left; those before one that fails are kept."""
+        try:
+            yield from self._trainer.run()
+        except PolicyError:
+            if self._trainer.step > 0:
+                self._save()
+            raise
 
     def _entry(self, losses: dict[str, float]) -> dict[str, Any] | None:
         """The line that the last step has in the learning curve, if it has one."""

@@ -102,7 +102,8 @@ class Trainer:
         if not math.isfinite(total):
             wrong = ", ".join(name for name, loss in losses.items() if not math.isfinite(loss))
             raise PolicyError(
-                f"training step {self.step + 1}: {wrong} not finite; lower --learning-rate or start from sound weights"
+                f"training step {self.step + 1}: {wrong} not finite; start from sound weights, or with "
+                "another --seed in another --out"
             )
         rate = self._learning_rate()
         for group in self.optimiser.param_groups:

@@ -102,6 +102,6 @@ def test_an_episode_that_was_started_and_not_finished_is_refused_before_another_
     path = tmp_path / "trace"
     record_simulator(["close_box"], 1, 3, path, policy="small")
     (path / "journal" / "running" / "close_box-4").mkdir()  # as a killed recording leaves it
-    with pytest.raises(TraceError, match="'close_box-4' was started before and not finished; `tracekit repair`"):
+    with pytest.raises(TraceError, match="'close_box-4' was started and is not finished; wait where"):
         record_simulator(["close_laptop", "close_box"], 1, 4, path, policy="small")
     assert [info.id for info in Trace.open(path).episodes] == ["close_box-3"]

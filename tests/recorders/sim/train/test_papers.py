@@ -1,6 +1,7 @@
 """Papers are found by the weights they are of, and are whole or refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,14 @@ def test_papers_in_the_directory_go_before_those_around_it(policy):
     assert tasks_of(policy, "a") == ("close_laptop", "close_fridge")
 
 
+def test_papers_are_found_from_within_and_through_a_link(policy, tmp_path, monkeypatch):
+    write(policy.parent, papers_for("a"))
+    (tmp_path / "link").symlink_to(policy)
+    monkeypatch.chdir(policy)
+    for directory in (Path(), tmp_path / "link"):
+        assert tasks_of(directory, "a") == ("close_box",)
+
+
 def test_papers_of_other_weights_are_passed_over(policy):
     write(policy, papers_for("b"))
     assert papers_of(policy, "a") is None
@@ -58,7 +67,12 @@ def test_papers_of_other_weights_are_passed_over(policy):
         {"before": [{"x": 1}]},
         {"seconds": "long"},
         {"seconds": float("nan")},
+        {"seconds": 10**400},
         {"step": -1},
+        {"step": 1.5},
+        {"plan": {"tasks": ["close_box"], "steps": float("nan")}},
+        {"plan": {"tasks": ["close_box"], "batch": float("inf")}},
+        {"plan": {"tasks": ["close_box"], "blind": "x"}},
         {"demonstrations_digest": 5},
         {"held_out": {"noise": float("nan")}},
         {"held_out": {"noise": None}},

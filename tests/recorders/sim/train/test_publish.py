@@ -104,8 +104,14 @@ def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
         "seeds": [0, 9],
         "scenes": {"scene": str(read(run)["scene_version"])},
         "configurations": [
-            {"name": "unpruned", "policy": {"weights_digest": read(run)["weights_digest"]}, **rate}
-            | {"by_task": {"close_box": rate}}
+            {"name": "unpruned", "policy": {"name": "small", "weights_digest": read(run)["weights_digest"]}, **rate}
+            | {"by_task": {"close_box": rate}},
+            {
+                "name": "blind",
+                "policy": {"name": "blind", "weights_digest": "b"},
+                **none,
+                "by_task": {"close_box": none},
+            },
         ],
     }
     evaluation.write_text(json.dumps(results))
@@ -114,19 +120,19 @@ def test_the_card_takes_an_evaluation_of_the_same_weights_alone(run, tmp_path):
     assert "| unpruned | 50 % (24 … 76) | 50 % (24 … 76) |" in card
     assert not publish(run, destination)  # the same weights, and nothing known of what they do
     assert (destination / "MODEL_CARD.md").read_text() == card
-    results["configurations"].append(
-        {"name": "blind", "policy": {"weights_digest": "b"}, "by_task": {"close_box": none}}
-    )
-    results["configurations"][1] |= none
-    evaluation.write_text(json.dumps(results))
-    assert publish(run, destination, evaluation)
-    assert "| blind | 0 % (0 … 28) | 0 % (0 … 28) |" in (destination / "MODEL_CARD.md").read_text()
+    assert "| blind | 0 % (0 … 28) | 0 % (0 … 28) |" in card
+    evaluation.write_text(json.dumps(results | {"configurations": results["configurations"][:1]}))
+    with pytest.raises(TraceError, match="has no row of a blind policy"):
+        publish(run, destination, evaluation)
     evaluation.write_text(json.dumps(results | {"scenes": {"scene": "0"}}))
     with pytest.raises(TraceError, match="in scenes of version 0"):
         publish(run, destination, evaluation)
     results["configurations"][0]["policy"]["weights_digest"] = "other"
     evaluation.write_text(json.dumps(results))
     with pytest.raises(TraceError, match="of other weights"):
+        publish(run, destination, evaluation)
+    evaluation.write_text("[" * 100_000)
+    with pytest.raises(TraceError, match=r"evaluation.json: cannot be read"):
         publish(run, destination, evaluation)
     evaluation.write_text("{}")
     with pytest.raises(TraceError, match=r"evaluation.json: lacks what a card needs"):

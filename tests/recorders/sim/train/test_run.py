@@ -216,8 +216,12 @@ def test_a_damaged_demonstration_is_named(demonstrations, plan, tmp_path, damage
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda one: {"state": one.state[:2]}, "labels are missing"),
-        (lambda one: {"patch_xyz": one.patch_xyz[:-1]}, "labels are missing"),
+        (lambda one: {"state": one.state[:2]}, "of other shapes"),
+        (lambda one: {"state": one.state[:, :5]}, "of other shapes"),
+        (lambda one: {"patch_xyz": one.patch_xyz[:-1]}, "of other shapes"),
+        (lambda one: {"patch_pixels": one.patch_pixels[:, :10]}, "of other shapes"),
+        (lambda one: {"landmarks": one.landmarks[:, :2]}, "of other shapes"),
+        (lambda one: {"points": one.points[:, :500]}, "of other shapes"),
         (lambda one: {"images": one.images[:-1]}, "pictures or clouds are missing"),
         (lambda one: {"points": one.points[:-1]}, "pictures or clouds are missing"),
         (lambda one: {"state": one.state * np.nan}, "not finite"),
@@ -232,6 +236,12 @@ def test_a_demonstration_that_lacks_something_is_named_before_it_is_learned_from
     replace(one, **damage(one)).save(demonstration_path(tmp_path, task, seed))
     with pytest.raises(TraceError, match=rf"{seed}.npz: not a demonstration \(.*{words}"):
         Frames(tmp_path, [(task, seed)])
+
+
+def test_a_damaged_picture_is_named(demonstrations, plan):
+    one = Demonstration.load(demonstration_path(demonstrations, *plan.demonstrations[0]))
+    with pytest.raises(TraceError, match=rf"{one.task}/{one.seed}.npz: picture 1 is damaged"):
+        replace(one, images=(one.images[0], b"noise" * 9)).image(1)
 
 
 def test_episodes_in_which_the_expert_failed_are_left_out(demonstrations, plan, tmp_path):
@@ -270,6 +280,13 @@ def test_weights_that_are_not_finite_are_not_trained_on(demonstrations, plan, tm
     with pytest.raises(PolicyError, match=r"training step 1: .* not finite"):
         train(tmp_path / "run", demonstrations, replace(plan, steps=2), policy=spoiled)
     assert not (tmp_path / "run" / "policy").exists()
+
+
+def test_steps_before_one_that_is_not_finite_are_kept(demonstrations, plan, tmp_path):
+    with pytest.raises(PolicyError, match=r"training step 2: .* not finite"):
+        train(tmp_path / "run", demonstrations, replace(plan, learning_rate=1e38), policy=tiny())
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["step"] == 1
+    assert [entry["step"] for entry in curve(tmp_path / "run")] == [1]
 
 
 def _npy():
