@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from recorders.recorder import Recorder
@@ -100,12 +99,13 @@ def evaluate(
     known = {} if record is not None else dict(written)
     keys = [job.key for job in jobs]
     missing = [job for job, key in zip(jobs, keys, strict=True) if key not in known]
-    if missing:
-        _refuse_what_does_not_run(cases, tasks[0], seed, policies)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.open("a").close()  # rather now than after an episode
-    for done, (job, outcome) in enumerate(_outcomes(missing, policies, processes, record)):
+    here = _Episodes(policies)
+    for job in {job.case.name: job for job in reversed(missing)}.values():
+        here.controller(job)  # its warm-up raises what episodes would: some errors come as late as in a step
+    if out is not None and missing:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a").close()  # rather now than after an episode
+    for done, (job, outcome) in enumerate(_outcomes(missing, here, processes, record)):
         known[job.key] = outcome
         if out is not None and job.key not in written:
             add_episode(out, {"key": job.key, "name": job.case.name, "task": job.task, "seed": job.seed}, outcome)
@@ -135,29 +135,20 @@ def _shown_what_it_was_trained_on(case: Case, tasks: Sequence[str], identity: Po
     return case.without_eyes() if is_blind(identity) else case
 
 
-def _refuse_what_does_not_run(cases: Sequence[Case], task: str, seed: int, policies: _Policies) -> None:
-    """Raise what the episodes of `cases` would raise, by one step of each that counts nowhere: some come that late."""
-    for case in cases:
-        policy = policies.load(case)
-        Controller(policy, case.configuration).step(Environment(task, policy.action_spec).reset(seed))
-
-
 def _outcomes(
-    jobs: Sequence[_Job], policies: _Policies, processes: int, record: Path | None
+    jobs: Sequence[_Job], here: _Episodes, processes: int, record: Path | None
 ) -> Iterator[tuple[_Job, EpisodeOutcome]]:
     if record is not None:
-        yield from _recorded(jobs, policies, record)
+        yield from _recorded(jobs, here, record)
         return
     again = "give fewer --processes; with --out, what is finished is not run again"
-    # Policies are loaded anew in other processes and are at hand in this one.
-    start = partial(_Episodes, policies if processes == 1 or len(jobs) < 2 else None)
-    yield from carried_out(start, jobs, processes, again)
+    alone = processes == 1 or len(jobs) < 2
+    yield from carried_out((lambda: here) if alone else _Episodes, jobs, processes, again)
 
 
-def _recorded(jobs: Sequence[_Job], policies: _Policies, record: Path) -> Iterator[tuple[_Job, EpisodeOutcome]]:
+def _recorded(jobs: Sequence[_Job], here: _Episodes, record: Path) -> Iterator[tuple[_Job, EpisodeOutcome]]:
     case = jobs[0].case
-    running = _Episodes(policies)
-    controller = running.controller(jobs[0])
+    controller = here.controller(jobs[0])
     source = {"kind": "simulator", **Environment.version()}
     with Recorder(record, controller, driver="policy", source=source) as recorder:
         for job in jobs:
@@ -165,7 +156,7 @@ def _recorded(jobs: Sequence[_Job], policies: _Policies, record: Path) -> Iterat
                 job,
                 run_episode(
                     controller,
-                    running.environment(job, controller.policy),
+                    here.environment(job, controller.policy),
                     job.seed,
                     wrong_instruction=case.wrong_instruction,
                     recorder=recorder,

@@ -119,9 +119,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TraceError(f"{path}: cannot be read ({error}); give the folder of a training run") from error
+        raise TraceError(f"{path}: cannot be read ({error}); give what `evaluate --json` printed") from error
     if not isinstance(data, dict):
-        raise TraceError(f"{path}: not a JSON object; give the folder of a training run")
+        raise TraceError(f"{path}: not a JSON object; give what `evaluate --json` printed")
     return data
 
 
